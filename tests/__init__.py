@@ -1,0 +1,1 @@
+"""The specification: read the tests' names with `python -m pytest --collect-only -q`."""

@@ -1,0 +1,183 @@
+"""What every source is: samples at rest, gathered by number."""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = npt.NDArray[Any]
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+_BLOCK_BYTES = 4 << 20
+_LARGEST_BLOCK_BYTES = 64 << 20
+_MOST_BLOCKS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What one column holds: `shape` is one sample's, without the batch axis.
+
+    Attributes:
+        dtype: In native byte order; structured dtypes are allowed, and `dtype("O")` is a foreign sample.
+        shape: One sample's shape; `()` where a sample is one number.
+        ragged: Whether the samples differ in length.
+        torch_dtype: Set where NumPy has no such dtype (bfloat16, float8): the array then holds its bits as integers.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...] = ()
+    ragged: bool = False
+    torch_dtype: "torch.dtype | None" = None
+
+    @property
+    def sample_bytes(self) -> int:
+        """The bytes of one sample."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """The runs of consecutive samples that are cheap to read together, in file order.
+
+    Attributes:
+        lengths: int64 (blocks,), the samples of each block; they sum to the length of the source.
+        bytes: int64 (blocks,), the uncompressed bytes of each block.
+    """
+
+    lengths: Ids
+    bytes: Ids
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class Source(ABC):
+    """Samples at rest: how many, of what kind, and the one verb `read`.
+
+    A source never shuffles and keeps no position, so any number of threads may read from it at once.
+
+    Attributes:
+        schema: The columns by name.
+        random_access: Whether any sample costs the same to read; decides what `shuffle=True` means.
+    """
+
+    schema: Mapping[str, Column]
+    random_access: bool
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Blocks:
+        """What an order needs to know about the files."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """16 or more hex digits that tell this data from other data, computed without reading it."""
+
+    @abstractmethod
+    def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Gathers samples into one array (len(sample_ids), *shape) per column.
+
+        Args:
+            sample_ids: int64 (samples,), in any order, repeats allowed, each in 0..len - 1.
+            out: Arrays to fill, by column: C-contiguous, of the column's dtype and of the result's shape. Columns that
+                it leaves out come in fresh arrays.
+
+        Raises:
+            IndexError: An id is negative or beyond the last sample.
+            SampleError: A sample cannot be read; the text says which and where.
+            StorageError: The bytes cannot be had.
+        """
+
+    def prefetch(self, sample_ids: npt.ArrayLike) -> None:
+        """Hints that these samples will be read soon. Costs next to nothing where that is of no use."""
+
+    @abstractmethod
+    def where(self, sample_id: int) -> str:
+        """Names a sample's place for error texts: "row 17 of x.npy"."""
+
+
+def check_ids(sample_ids: npt.ArrayLike, samples: int) -> Ids:
+    """Returns the ids as int64 (ids,) after making sure that each lies in 0..samples - 1."""
+    ids = np.asarray(sample_ids)
+    if ids.dtype != np.int64:
+        if ids.size and ids.dtype.kind not in "iu":
+            raise ArgumentError(f"sample_ids: expected integers, got {ids.dtype}")
+        if ids.dtype == np.uint64:
+            ids = np.minimum(ids, np.uint64(np.iinfo(np.int64).max))
+        ids = ids.astype(np.int64)
+    if ids.ndim != 1:
+        raise ArgumentError(f"sample_ids: expected one dimension, got shape {ids.shape}")
+    # Seen as unsigned, a negative id is larger than any length: one reduction checks both ends.
+    if ids.size and np.maximum.reduce(ids.view(np.uint64)) >= samples:
+        wrong = ids[(ids < 0) | (ids >= samples)]
+        raise IndexError(f"sample id {wrong[0]} is out of range: the source has {samples} samples, 0..{samples - 1}")
+    return ids
+
+
+def check_out(out: Mapping[str, Array] | None, schema: Mapping[str, Column], rows: int) -> dict[str, Array]:
+    """Returns an array to fill for every column: those of `out` after checking them, fresh ones for the rest."""
+    if not out:
+        return {name: np.empty((rows, *column.shape), column.dtype) for name, column in schema.items()}
+    if unknown := sorted(out.keys() - schema.keys()):
+        raise ArgumentError(f"out: no column named {unknown[0]!r}; the columns are {', '.join(map(repr, schema))}")
+    filled = {}
+    for name, column in schema.items():
+        shape = (rows, *column.shape)
+        array = out.get(name)
+        if array is None:
+            array = np.empty(shape, column.dtype)
+        elif not (array.shape == shape and array.dtype == column.dtype and _is_plain(array)):
+            raise ArgumentError(
+                f"out[{name!r}]: expected a writable C-contiguous {column.dtype} array of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape}{'' if _is_plain(array) else ', read-only or not contiguous'}"
+            )
+        filled[name] = array
+    return filled
+
+
+def _is_plain(array: Array) -> bool:
+    """Whether the array can be filled front to back (C-contiguous, aligned, writable)."""
+    return array.flags.carray
+
+
+def uniform_blocks(samples: int, sample_bytes: int) -> Blocks:
+    """Cuts equal-sized samples into blocks of about 4 MiB; samples above that are blocks of their own.
+
+    Beyond 4 TiB the blocks grow instead of exceeding 2**20 in number, up to 64 MiB each.
+    """
+    length = max(1, _BLOCK_BYTES // max(1, sample_bytes), -(-samples // _MOST_BLOCKS))
+    length = max(1, min(length, _LARGEST_BLOCK_BYTES // max(1, sample_bytes)))
+    lengths = np.full(-(-samples // length), length, np.int64)
+    lengths[-1:] = samples - length * (len(lengths) - 1)
+    return Blocks(lengths, lengths * sample_bytes)
+
+
+def fingerprint(parts: Iterable[tuple[str | int, ...]]) -> str:
+    """Hashes what a dataset is made of into 32 hex digits: the same on every platform and in every release.
+
+    Args:
+        parts: For each shard or file its name relative to their common root, its bytes and its samples.
+            Names hold no NUL.
+
+    >>> fingerprint([("a.npy", 928, 100)])
+    'e5879ea6c762a410753d8e0033f77a22'
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update("".join(f"{field}\0" for field in part).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()

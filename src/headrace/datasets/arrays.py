@@ -1,0 +1,76 @@
+"""Datasets over arrays: in memory, and memory-mapped from NumPy's files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from headrace.datasets.mapstyle import MapDataset
+from headrace.errors import ArgumentError
+from headrace.formats import ArraySource, ColumnFiles, NumpySource
+
+
+class ArrayDataset(MapDataset):
+    """Arrays or tensors in memory as a dataset; row i of each is sample i.
+
+    Example:
+        >>> import numpy as np
+        >>> dataset = ArrayDataset(np.zeros((3, 2), np.float32), np.array([0, 1, 2]))
+        >>> dataset[2]
+        (tensor([0., 0.]), tensor(2))
+        >>> ArrayDataset({"x": np.zeros((3, 2)), "y": np.arange(3)})[[0, 2]]["y"]
+        tensor([0, 2])
+    """
+
+    def __init__(
+        self, *columns: npt.ArrayLike | torch.Tensor | Mapping[str, Any], as_tuple: bool | None = None
+    ) -> None:
+        """Takes the columns one by one, giving tuples as `TensorDataset` does; or one mapping of them, giving dicts.
+
+        Args:
+            columns: Arrays or CPU tensors with one row a sample, all of one length; they are not copied.
+            as_tuple: Whether samples are tuples; by default as said above.
+
+        Raises:
+            ArgumentError: No column or sample, columns of different lengths, or values that no tensor can hold.
+        """
+        named, positional = _named(columns)
+        super().__init__(ArraySource(named), as_tuple=positional if as_tuple is None else as_tuple)
+
+
+class NumpyDataset(MapDataset):
+    """NumPy files as a dataset, memory-mapped: nothing is loaded before it is asked for.
+
+    Example:
+        >>> import numpy as np, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> np.save(folder / "x.npy", np.arange(6).reshape(3, 2))
+        >>> NumpyDataset({"x": folder / "x.npy"})[1]
+        {'x': tensor([2, 3])}
+    """
+
+    def __init__(self, *columns: ColumnFiles | Mapping[str, ColumnFiles], as_tuple: bool | None = None) -> None:
+        """Takes the columns one by one, giving tuples; or one mapping of them, giving dicts. Reads only headers.
+
+        Args:
+            columns: For each column a `.npy` file, a glob or list of such files that are seen as one array, or
+                `Raw(path, dtype=, shape=)` for raw binary files. All columns have the same number of samples.
+            as_tuple: Whether samples are tuples; by default as said above.
+
+        Raises:
+            ArgumentError: No column, no file, or columns of different lengths.
+            FormatError: A file is not what its header or the arguments say.
+            StorageError: A file cannot be opened.
+        """
+        named, positional = _named(columns)
+        super().__init__(NumpySource(named), as_tuple=positional if as_tuple is None else as_tuple)
+
+
+def _named(columns: Sequence[Any]) -> tuple[Mapping[str, Any], bool]:
+    """The columns by name, and whether they were given by position (their names are then "0", "1", ...)."""
+    if any(isinstance(column, Mapping) for column in columns):
+        if len(columns) != 1:
+            raise ArgumentError(f"expected one mapping of columns, or columns one by one, got {len(columns)} arguments")
+        return columns[0], False
+    return {str(i): column for i, column in enumerate(columns)}, True

@@ -1,0 +1,202 @@
+"""Any of our map-style datasets as an IterableDataset that splits itself over ranks and torch's workers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from headrace.datasets.collate import Chunk, collate_at_once
+from headrace.datasets.mapstyle import MapDataset
+from headrace.datasets.passes import ENDED, SharedPasses, Start
+from headrace.datasets.schedule import Schedule
+from headrace.errors import ArgumentError, StalePassError
+
+_SAMPLES_AT_ONCE = 1024
+_BYTES_AT_ONCE = 4 << 20
+_PLANNED_SAMPLES = 16_384
+
+
+class IterableView(IterableDataset[Any]):
+    """A map-style dataset as a stream: each sample once an epoch over all ranks and workers, in headrace's order.
+
+    With a batch size it yields ready batches, for `torch.utils.data.DataLoader(view, batch_size=None)`: worker w of W
+    yields the rank's steps w, w + W, ..., which torch delivers in the order of the steps. Without one it yields
+    samples, which torch's default collation assembles a batch at once.
+
+    Each pass is the next epoch, also in persistent workers and without `set_epoch`. The state is arithmetic: the main
+    process computes it from the number of steps that the training loop has taken.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from headrace import ArrayDataset
+        >>> stream = ArrayDataset({"x": range(6)}).to_iterable_dataset(batch_size=4, shuffle=False)
+        >>> [batch["x"].tolist() for batch in DataLoader(stream, batch_size=None)]
+        [[0, 1, 2, 3], [4, 5]]
+    """
+
+    def __init__(
+        self,
+        dataset: MapDataset,
+        batch_size: int | None = None,
+        *,
+        global_batch_size: int | None = None,
+        shuffle: bool | str | None = None,
+        seed: int | None = None,
+        lanes: int | None = None,
+        shuffle_window: int | None = None,
+        drop_last: bool = False,
+        pad_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Plans a map-style dataset; the arguments are those of `headrace.DataLoader`.
+
+        Args:
+            dataset: One of headrace's map-style datasets.
+            batch_size: Samples of a batch on each rank; None yields single samples.
+            global_batch_size: Samples of a step over all ranks, instead.
+            shuffle: True, False, "global" or "window".
+            seed: Any 64-bit integer; 0, or the loaded state's, where it is None.
+            lanes: Streams that the order is cut into, a power of two.
+            shuffle_window: Samples permuted together under a "window" shuffle.
+            drop_last: Whether the samples that don't fill a last step are left out.
+            pad_last: Whether the last step is filled up with repeats; batches then have a column `__valid__`.
+            rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
+            world_size: The number of ranks.
+
+        Raises:
+            ArgumentError: The arguments can't work, alone or together.
+        """
+        if dataset.overrides_samples:
+            raise ArgumentError(
+                f"{type(dataset).__qualname__} makes its samples by a __getitem__ of its own; "
+                "give it to headrace.DataLoader, or to torch's with an OrderSampler"
+            )
+        self.batched = batch_size is not None or global_batch_size is not None
+        if pad_last and not self.batched:
+            raise ArgumentError("pad_last: expected a batch_size with it, since single samples have no `__valid__`")
+        self._dataset = dataset
+        self._schedule = Schedule(
+            dataset.source,
+            batch_size=1 if batch_size is None else batch_size,
+            global_batch_size=global_batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            lanes=lanes,
+            shuffle_window=shuffle_window,
+            drop_last=drop_last,
+            pad_last=pad_last,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._passes = SharedPasses()
+        self._generation = 0
+        self._pass = 0  # of those that this very process began
+        self._delivered: tuple[int, int] | None = None  # the epoch of that pass, and its steps so far
+        self._restart(0, 0)
+
+    def __len__(self) -> int:
+        """Batches of a full epoch on this rank; single samples have no length that torch could use with workers."""
+        if not self.batched:
+            raise TypeError("a stream of single samples has no length; give to_iterable_dataset() a batch_size")
+        return len(self._schedule.steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begins this process's part of a pass with the first sample that is asked for."""
+        start_of_run, epoch, position = self._passes.begin()
+        self._follow(start_of_run)
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._pass += 1
+        number, delivered = self._pass, 0
+        self._delivered = epoch, delivered
+        steps = self._schedule.steps
+        start, left = steps.advanced(position, first), steps.remaining(position) - first
+        while left > 0:
+            count = min(self._steps_at_once(), -(-left // every))
+            for item in self._read(epoch, start, count, every):
+                if number != self._pass:
+                    raise StalePassError(ENDED)
+                delivered += 1
+                self._delivered = epoch, delivered
+                yield item
+            start, left = steps.advanced(start, count * every), left - count * every
+
+    def _steps_at_once(self) -> int:
+        if self.batched:
+            return max(1, _PLANNED_SAMPLES * self._schedule.steps.world_size // self._schedule.steps.global_batch_size)
+        sample_bytes = sum(column.sample_bytes for column in self._dataset.schema.values())
+        return max(1, min(_SAMPLES_AT_ONCE, _BYTES_AT_ONCE // max(1, sample_bytes)))
+
+    def _read(self, epoch: int, position: int, count: int, every: int) -> Iterator[Any]:
+        """The items of `count` of this worker's steps: batches, or single samples read together."""
+        source, form = self._dataset.source, self._dataset.form
+        ids, bounds, valid = self._schedule.plan(epoch, position, count, every)
+        if not self.batched:
+            chunk = Chunk(form, form.batch(source.read(ids)), len(ids))
+            yield from chunk.rows() if collate_at_once() else form.rows(chunk.batch)
+            return
+        rows = [slice(start, stop) for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+        for i, step in enumerate(rows):
+            if i + 1 < len(rows):
+                source.prefetch(ids[rows[i + 1]])
+            batch = form.batch(source.read(ids[step]))
+            yield batch if valid is None else form.with_valid(batch, valid[step].copy())
+
+    def _follow(self, start: Start) -> None:
+        """Takes over the order that the main process loaded, in a worker that was started before."""
+        if start.generation != self._generation:
+            self._schedule.lay_out(start.layout, start.seed)
+            self._generation = start.generation
+
+    def _restart(self, epoch: int, position: int) -> None:
+        """Says where the next pass begins, to all processes."""
+        order = self._schedule.order
+        self._delivered = None
+        self._passes.restart(epoch, position, order.seed, order.layout)
+        self._generation = self._passes.start().generation
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next pass start this epoch, unless it continues a loaded state of the same epoch.
+
+        To be called in the main process.
+        """
+        start = self._passes.start()
+        if self._passes.latest() is None and start.epoch == epoch:
+            return
+        if epoch < 0:
+            raise ArgumentError(f"set_epoch: expected an epoch of 0 or more, got {epoch}")
+        self._restart(epoch, 0)
+
+    def state_dict(self, steps: int | None = None) -> dict[str, Any]:
+        """The state of the run after some steps of the current pass; to be called in the main process.
+
+        Args:
+            steps: Steps of the current pass that the training loop has taken: its batches, or its samples where single
+                ones are yielded. May be left out where `num_workers` is 0.
+
+        Raises:
+            ArgumentError: Worker processes do the reading, and `steps` is not given; or the pass has not that many.
+        """
+        latest = self._passes.latest()
+        if latest is None:
+            start = self._passes.start()
+            return self._schedule.state_at(start.epoch, start.position)
+        epoch, position = latest
+        if steps is None and self._delivered is not None and self._delivered[0] == epoch:
+            steps = self._delivered[1]
+        if steps is None:
+            raise ArgumentError(
+                "state_dict: expected steps=, the number of batches that the training loop has taken in this pass: "
+                "worker processes read ahead of it"
+            )
+        return self._schedule.state_after(epoch, position, steps)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the next pass continue from a state; as `headrace.DataLoader.load_state_dict`.
+
+        To be called in the main process.
+        """
+        self._schedule.load_state_dict(state)
+        self._pass += 1
+        self._restart(self._schedule.progress.epoch, self._schedule.progress.position)

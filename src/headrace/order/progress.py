@@ -47,8 +47,8 @@ class Progress:
             raise ArgumentError(f"set_epoch: expected an epoch of 0 or more, got {epoch}")
         if self._resumes and self.epoch == epoch:
             return
-        self._stand(epoch, 0)
-        self._next_epoch = epoch
+        self._stand(int(epoch), 0)
+        self._next_epoch = int(epoch)
 
     def seek(self, epoch: int, step: int, steps: Steps) -> None:
         """Makes the next pass go on from the start of a step of an epoch."""
@@ -56,7 +56,7 @@ class Progress:
             raise ArgumentError(
                 f"seek: expected an epoch of 0 or more and a step in 0..{len(steps)}, got {epoch}, {step}"
             )
-        self.resume(epoch, steps.advanced(0, step), steps)
+        self.resume(int(epoch), steps.advanced(0, int(step)), steps)
 
     def _move(self, epoch: int, position: int, steps: Steps) -> None:
         if steps.remaining(position) == 0:

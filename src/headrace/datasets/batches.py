@@ -37,11 +37,12 @@ class BatchForm:
 
         Each tensor is made by itself over its own rows, so that changing one in place means nothing to the others.
         """
-        rows = [slice(start, stop) for start, stop in pairwise(bounds)]
-        tensors = [[as_tensor(columns[name][row], column) for row in rows] for name, column in self.schema.items()]
-        if self.as_tuple:
-            return [list(values) for values in zip(*tensors, strict=True)]
-        return [dict(zip(self.schema, values, strict=True)) for values in zip(*tensors, strict=True)]
+        if len(bounds) == 2:
+            return [self.batch(columns)]
+        return [
+            self.batch({name: column[start:stop] for name, column in columns.items()})
+            for start, stop in pairwise(bounds)
+        ]
 
     def row(self, batch: Batch, index: int) -> Sample:
         """One sample of a batch: a dict, or a tuple."""

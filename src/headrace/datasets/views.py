@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import ArgumentError
-from headrace.formats import Array, Blocks, Ids, Source, check_ids, fingerprint, uniform_blocks
+from headrace.formats import Array, Blocks, Ids, ReadPart, Source, check_ids, fingerprint, uniform_blocks
 from headrace.order import SPLIT, hash_words, permute
 
 
@@ -112,6 +112,9 @@ class SelectedSource(Source):
 
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         return self._base.read(self._ids(sample_ids), out)
+
+    def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
+        return self._base.prepare(self._ids(sample_ids))
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         self._base.prefetch(self._ids(sample_ids))

@@ -10,7 +10,18 @@ import torch
 from headrace.errors import ArgumentError
 from headrace.formats.dtypes import native, why_refused
 from headrace.formats.gather import gather
-from headrace.formats.source import Array, Blocks, Column, Source, check_ids, check_out, fingerprint, uniform_blocks
+from headrace.formats.source import (
+    Array,
+    Blocks,
+    Column,
+    Ids,
+    ReadPart,
+    Source,
+    check_ids,
+    check_out,
+    fingerprint,
+    uniform_blocks,
+)
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -59,9 +70,17 @@ class ArraySource(Source):
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         ids = check_ids(sample_ids, self._samples)
         filled = check_out(out, self.schema, len(ids))
-        for name, array in self._arrays.items():
-            gather(array, ids, filled[name])
+        self._fill(ids, filled)
         return filled
+
+    def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
+        ids = check_ids(sample_ids, self._samples)
+        return lambda start, stop, out: self._fill(ids[start:stop], out)
+
+    def _fill(self, ids: Ids, out: Mapping[str, Array]) -> Mapping[str, Array]:
+        for name, array in self._arrays.items():
+            gather(array, ids, out[name])
+        return out
 
     def where(self, sample_id: int) -> str:
         return f"row {sample_id} of {', '.join(map(repr, self._arrays))} in memory"

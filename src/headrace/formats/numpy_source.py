@@ -21,6 +21,7 @@ from headrace.formats.source import (
     Blocks,
     Column,
     Ids,
+    ReadPart,
     Source,
     check_ids,
     check_out,
@@ -132,11 +133,30 @@ class NumpySource(Source):
         ids = check_ids(sample_ids, self._samples)
         filled = check_out(out, self.schema, len(ids))
         self._residency.expect(ids, self._ranges)
+        self._fill(ids, filled)
+        return filled
+
+    def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
+        ids = check_ids(sample_ids, self._samples)
+        self._residency.expect(ids, self._ranges)
+        whole = [(name, column.whole()) for name, column in self._columns.items()]
+        gathers = [(name, gather) for name, gather in whole if gather is not None]
+        if len(gathers) < len(whole):
+            return lambda start, stop, out: self._fill(ids[start:stop], out)
+
+        def part(start: int, stop: int, out: Mapping[str, Array]) -> Mapping[str, Array]:
+            for name, gather in gathers:
+                gather(ids[start:stop], out[name])
+            return out
+
+        return part
+
+    def _fill(self, ids: Ids, out: Mapping[str, Array]) -> Mapping[str, Array]:
         for starts, columns in self._cuts:
             rows = rows_by_file(starts, ids)
             for name, column in columns.items():
-                column.read(rows, filled[name])
-        return filled
+                column.read(rows, out[name])
+        return out
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Asks for those samples that are not in memory, and doesn't wait for them."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 Ids: TypeAlias = npt.NDArray[np.int64]
+# (start, stop, out): see Source.prepare
+ReadPart: TypeAlias = Callable[[int, int, Mapping[str, Array]], Mapping[str, Array]]
 
 _BLOCK_BYTES = 4 << 20
 _LARGEST_BLOCK_BYTES = 64 << 20
@@ -102,6 +104,18 @@ class Source(ABC):
             SampleError: A sample cannot be read; the text says which and where.
             StorageError: The bytes cannot be had.
         """
+
+    def prepare(self, sample_ids: npt.ArrayLike) -> "ReadPart":
+        """Returns a function that reads runs of these samples; what can be done once for all of them is done now.
+
+        For callers that read many small batches: `part(start, stop, out)` gathers the samples `sample_ids[start:stop]`
+        as `read` would, but doesn't check `out` again.
+
+        Raises:
+            IndexError: An id is negative or beyond the last sample.
+        """
+        ids = check_ids(sample_ids, len(self))
+        return lambda start, stop, out: self.read(ids[start:stop], out)
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Hints that these samples will be read soon. Costs next to nothing where that is of no use."""

@@ -1,0 +1,172 @@
+"""Reading ahead of the consumer: groups of steps, read by threads, delivered in order, bounded.
+
+Several small batches are handed over at once, since a hand-over between threads costs about as much as gathering one of
+them.
+
+Guarantees:
+- Batches come in the order of the steps, whichever thread finishes first; an error comes at the place of its batch.
+- At most `max_groups` groups, and about `max_bytes` bytes, are being read or wait to be taken; one always proceeds.
+- `ReadAhead` belongs to one consumer. Its threads know only its queue, never itself, so that dropping it ends them.
+- `close` ends the threads as soon as each has finished the batch that it is reading, and waits for that; it may be
+  called from any thread and more than once.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+from headrace.formats import Ids
+from headrace.loader.plan import Group
+
+CLOSE_SECONDS = 5.0  # how long `close` waits for threads that are in the middle of a batch
+
+_log = logging.getLogger("headrace")
+
+
+class _Task:
+    """A group in the hands of the threads; `done` is released when its batches, and perhaps an error, are there."""
+
+    __slots__ = ("announced", "batches", "done", "error", "group")
+
+    def __init__(self, group: Group, announced: Ids | None) -> None:
+        self.group, self.announced = group, announced
+        self.batches: list[tuple[Any, int]] = []
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
+class _Work:
+    """What the threads of one `ReadAhead` share."""
+
+    def __init__(self, read: Callable[[Group], Iterable[Any]], announce: Callable[[Ids], None]) -> None:
+        self.tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self.closed = False
+        self._read, self._announce = read, announce
+
+    def run(self) -> None:
+        """One thread's life: reads groups until it is told to end."""
+        while (task := self.tasks.get()) is not None:
+            try:
+                self._read_into(task)
+            except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer shall see it)
+                task.error = error
+            task.done.release()
+            del task  # the next wait may be long, and finished batches belong to the consumer
+        self.tasks.put(None)  # for the next thread
+
+    def _read_into(self, task: _Task) -> None:
+        # in a frame of its own, which keeps no batch when it ends
+        if not self.closed and task.announced is not None:
+            self._announce(task.announced)
+        if not self.closed:
+            for finished in zip(self._read(task.group), task.group.positions, strict=True):
+                task.batches.append(finished)
+                if self.closed:
+                    return
+
+
+class ReadAhead:
+    """Finished batches with the position after each, read by threads before they are asked for."""
+
+    def __init__(
+        self,
+        groups: Iterator[tuple[Group, Ids | None]],
+        read: Callable[[Group], Iterable[Any]],
+        announce: Callable[[Ids], None],
+        *,
+        num_workers: int,
+        max_groups: int,
+        max_bytes: int,
+        step_bytes: Callable[[Any], int],
+    ) -> None:
+        """Prepares to read; threads start with the first `next`.
+
+        Args:
+            groups: What to read, in order, each with samples to announce.
+            read: Reads the steps of a group; called in the threads.
+            announce: Tells the source which samples will be read soon; called in the threads.
+            num_workers: Threads.
+            max_groups: The most groups that are being read or wait.
+            max_bytes: The same in bytes, as far as they can be told beforehand: from the batches delivered so far.
+            step_bytes: The bytes of a finished batch, or of one to expect where it is given None.
+        """
+        self._groups, self._work = groups, _Work(read, announce)
+        self._max_groups, self._max_bytes, self._step_bytes = max_groups, max_bytes, step_bytes
+        self._expected_bytes = step_bytes(None)
+        self._num_workers = num_workers
+        self._threads: list[threading.Thread] = []
+        self._tasks: deque[_Task] = deque()
+        self._batches: deque[tuple[Any, int]] = deque()
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> "ReadAhead":
+        return self
+
+    def __next__(self) -> tuple[Any, int]:
+        while not self._batches:
+            self._raise_error()
+            if not self._work.closed:
+                self._submit()
+            if not self._tasks:
+                raise StopIteration
+            task = self._tasks[0]
+            task.done.acquire()
+            if self._work.closed:
+                raise StopIteration
+            self._tasks.popleft()
+            self._batches.extend(task.batches)
+            task.batches.clear()  # the thread may hold the task a moment longer
+            self._error = task.error
+            if self._batches:
+                self._expected_bytes = self._step_bytes(self._batches[0][0])
+        return self._batches.popleft()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
+
+    def _submit(self) -> None:
+        """Hands groups to the threads up to the bounds, but at least one."""
+        self._start()
+        in_flight = sum(len(task.group.positions) for task in self._tasks)
+        while not self._tasks or (
+            len(self._tasks) < self._max_groups
+            and (in_flight + len(self._tasks[0].group.positions)) * self._expected_bytes <= self._max_bytes
+        ):
+            planned = next(self._groups, None)
+            if planned is None:
+                return
+            task = _Task(*planned)
+            in_flight += len(task.group.positions)
+            self._tasks.append(task)
+            self._work.tasks.put(task)
+
+    def _start(self) -> None:
+        for i in range(len(self._threads), self._num_workers):
+            # daemons, so that a consumer that is never closed can't keep the interpreter from ending
+            thread = threading.Thread(target=self._work.run, name=f"headrace-reader-{i}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """Ends the threads and waits until they have ended, up to 5 seconds for all of them."""
+        self._work.closed = True
+        self._work.tasks.put(None)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0))
+                if thread.is_alive():
+                    _log.warning("%s is still reading a batch; it ends when that is done", thread.name)
+        self._threads.clear()
+        self._tasks.clear()
+        self._batches.clear()

@@ -108,6 +108,8 @@ def test_what_is_no_npy_file_is_refused_and_the_text_says_why(read, content, tex
         (np.zeros(2, "m8[ns]"), r'no tensor holds timedelta64\[ns\]: .*array\.view\("int64"\)'),
         (np.zeros(2, np.longdouble), r'no tensor holds .*: store it as array\.astype\("float64"\)'),
         (np.zeros(2, np.clongdouble), r'no tensor holds .*: store it as array\.astype\("complex128"\)'),
+        (np.zeros(2, [("a", "f4"), ("when", "M8[s]")]), "field 'when': no tensor holds"),
+        (np.zeros(2, [("name", "U3")]), "field 'name': no tensor holds text"),
         (np.zeros(2, "V2"), "are bytes without fields"),
         (np.array(["a", "b"]), "no tensor holds text"),
         (np.array([b"a", b"b"]), "no tensor holds text"),

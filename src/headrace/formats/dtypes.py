@@ -18,8 +18,9 @@ def why_refused(dtype: np.dtype[Any]) -> str | None:
         return f"{dtype} holds Python objects, and reading them would run code: save numbers, one array per column"
     if dtype.subdtype is not None:
         return f"{dtype} is an array within an array: save it with those axes as the array's own"
-    if dtype.names:
-        return None
+    if dtype.fields:
+        refused = {name: why_refused(field[0].base) for name, field in dtype.fields.items()}
+        return next((f"field {name!r}: {reason}" for name, reason in refused.items() if reason), None)
     if dtype.kind in "mM":
         return f'no tensor holds {dtype}: store it as numbers, array.view("int64")'
     if dtype.kind in "SU":

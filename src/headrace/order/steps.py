@@ -136,6 +136,8 @@ class Steps:
         return (self.rank + 1) * size // self.world_size
 
     def _full_steps(self, position: int, count: int, stride: int) -> NDArray[np.int64]:
+        if self.lanes == self.world_size == 1 and stride == self.global_batch_size:
+            return np.arange(position, position + count * stride)
         starts = position + np.arange(count) * stride
         if stride % self.lanes == 0:
             offsets = self._offsets(position % self.lanes, self.global_batch_size)[None]

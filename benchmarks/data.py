@@ -1,0 +1,143 @@
+"""The files that are read: made once, from a seed, in bounded memory."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import StorageError
+
+CHUNK_BYTES = 16 << 20  # made and written at once
+MOST_LEFT = 0.01  # of a file that counts as dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Two columns on disk.
+
+    Attributes:
+        x: float32 (samples, features) as .npy.
+        y: int64 (samples,) as .npy, the labels 0..classes-1.
+        samples: The number of samples.
+        features: The values of a sample.
+        classes: The number of classes.
+    """
+
+    x: Path
+    y: Path
+    samples: int
+    features: int
+    classes: int
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """As `NumpyDataset` takes them."""
+        return {"x": str(self.x), "y": str(self.y)}
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Both columns, memory-mapped, as plain arrays."""
+        return {name: np.load(path, mmap_mode="r").view(np.ndarray) for name, path in self.columns.items()}
+
+
+def make_rows(folder: Path, samples: int, features: int = 256, classes: int = 10, *, seed: int = 0) -> Files:
+    """Random rows and labels that a linear rule gives, the same for the same arguments; reused where they exist.
+
+    Row values are standard normal; the label is the largest of `classes` fixed random projections.
+
+    Raises:
+        StorageError: The disk is too full.
+    """
+    at = folder / f"rows-{samples}x{features}-classes{classes}-seed{seed}"
+    files = Files(at / "x.npy", at / "y.npy", samples, features, classes)
+    if at.exists():
+        return files
+    with _made_whole(at, samples * (features * 4 + 8)) as part:
+        rule = np.random.default_rng([seed, 0]).standard_normal((features, classes), dtype=np.float32)
+        step = max(1, CHUNK_BYTES // (features * 4))
+        with (part / "x.npy").open("wb") as x_file, (part / "y.npy").open("wb") as y_file:
+            _write_header(x_file, "<f4", (samples, features))
+            _write_header(y_file, "<i8", (samples,))
+            for number, start in enumerate(range(0, samples, step)):
+                shape = (min(step, samples - start), features)
+                x = np.random.default_rng([seed, 1, number]).standard_normal(shape, dtype=np.float32)
+                x_file.write(x.data)
+                y_file.write((x @ rule).argmax(axis=1).astype("<i8").data)
+    return files
+
+
+def make_digits(folder: Path) -> Files:
+    """The 1 797 handwritten digits of 8 x 8 pixels that scikit-learn ships, as .npy; pixel values are 0..16."""
+    at = folder / "digits"
+    files = Files(at / "x.npy", at / "y.npy", 1797, 64, 10)
+    if at.exists():
+        return files
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    with _made_whole(at, digits.data.nbytes) as part:
+        np.save(part / "x.npy", digits.data.astype(np.float32))
+        np.save(part / "y.npy", digits.target.astype(np.int64))
+    return files
+
+
+def read_through(path: Path) -> None:
+    """Reads a file from its first byte to its last one, so that it is in memory where it fits."""
+    buffer = bytearray(4 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def drop_from_memory(path: Path) -> None:
+    """Makes the system forget what it holds of a file, so that it is read from disk again.
+
+    Raises:
+        StorageError: It still holds some, as it does where a process has the file mapped.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # only pages that are on disk can be dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    left = share_in_memory(path)
+    if left > MOST_LEFT:
+        raise StorageError(f"{path}: expected it to leave memory, got {left:.0%} of it still there; is it mapped?")
+
+
+def share_in_memory(path: Path) -> float:
+    """The share of a file's pages, 0 to 1, that the system holds in memory (man 2 mincore)."""
+    mapped = np.memmap(path, np.uint8, mode="r")
+    held = np.zeros(-(-mapped.size // mmap.PAGESIZE), np.uint8)
+    asked = ctypes.CDLL(None, use_errno=True).mincore(
+        ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.size), ctypes.c_void_p(held.ctypes.data)
+    )
+    if asked != 0:
+        raise StorageError(f"{path}: cannot tell what is in memory: {os.strerror(ctypes.get_errno())}")
+    return float((held & 1).mean())
+
+
+@contextlib.contextmanager
+def _made_whole(at: Path, size_bytes: int) -> Iterator[Path]:
+    """A folder to write into that becomes `at` once everything is written: what exists is complete."""
+    part = at.with_name(f"{at.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    free = shutil.disk_usage(part).free
+    if free < 1.1 * size_bytes:
+        part.rmdir()
+        raise StorageError(
+            f"{at.parent}: expected {size_bytes / 1e6:,.0f} MB of free disk, got {free / 1e6:,.0f} MB; "
+            "make room, or give fewer --rows or another --data-dir"
+        )
+    yield part
+    part.rename(at)
+
+
+def _write_header(file: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})

@@ -1,0 +1,85 @@
+"""headrace and its peers: the same files, the same batches, dicts of `x` and `y`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import headrace as hr
+from benchmarks.data import Files
+from headrace.bench.sweep import Factory, Setting
+
+HEADRACE = "headrace"
+TORCH = "torch + NumpyDataset"
+PER_ROW = "torch, row by row"
+
+
+class PerRowDataset(Dataset[dict[str, Any]]):
+    """The Dataset that tutorials write: one row at a time from memory-mapped files."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        # opened by each worker for itself: a pickled memory map would carry the data along
+        return {name: np.load(path, mmap_mode="r") for name, path in self._files.columns.items()}
+
+    def __len__(self) -> int:
+        return self._files.samples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.from_numpy(self._arrays["x"][index].copy()), "y": int(self._arrays["y"][index])}
+
+
+def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]:
+    """How each loader is made from a setting; headrace first."""
+
+    def headrace(setting: Setting) -> hr.DataLoader:
+        return hr.DataLoader(
+            hr.NumpyDataset(files.columns),
+            batch_size=setting.batch_size,
+            shuffle=True,
+            seed=seed,
+            num_workers=setting.num_workers,
+            pin_memory=bool(setting.pin_memory),
+            device=None if device.type == "cpu" else device,
+        )
+
+    def torch_over(dataset: Callable[[], Dataset[Any]]) -> Factory:
+        def make(setting: Setting) -> DataLoader[Any]:
+            return DataLoader(
+                dataset(),
+                batch_size=setting.batch_size,
+                shuffle=True,
+                generator=torch.Generator().manual_seed(seed),
+                num_workers=setting.num_workers,
+                pin_memory=bool(setting.pin_memory),
+            )
+
+        return make
+
+    return {
+        HEADRACE: headrace,
+        TORCH: torch_over(lambda: hr.NumpyDataset(files.columns)),
+        PER_ROW: torch_over(lambda: PerRowDataset(files)),
+    }
+
+
+def code(files: Files, device: torch.device, name: str, setting: Setting) -> str:
+    """The line that makes this loader with this setting."""
+    options = f"batch_size={setting.batch_size}, shuffle=True"
+    if setting.num_workers:
+        options += f", num_workers={setting.num_workers}"
+    if setting.pin_memory:
+        options += ", pin_memory=True"
+    if name == HEADRACE and device.type != "cpu":
+        options += f', device="{device.type}"'
+    loader = "hr.DataLoader" if name == HEADRACE else "torch.utils.data.DataLoader"
+    columns = ", ".join(f'"{column}": "{path}"' for column, path in files.columns.items())
+    dataset = "PerRowDataset(...)" if name == PER_ROW else f"hr.NumpyDataset({{{columns}}})"
+    return f"loader = {loader}({dataset}, {options})"

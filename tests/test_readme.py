@@ -1,0 +1,48 @@
+"""README.md is true: its code runs in order, its links lead somewhere, and it stays short."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+LINES = 150
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+@pytest.fixture(scope="module")
+def readme(root: Path) -> str:
+    return (root / "README.md").read_text()
+
+
+def blocks_of(text: str) -> list[str]:
+    """The Python blocks, each after as many blank lines as puts it on its line of the whole text (for tracebacks)."""
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
+
+
+def test_every_python_block_runs_after_those_before_it(readme, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.save("x.npy", rng.normal(size=(1000, 16)).astype(np.float32))
+    np.save("y.npy", rng.integers(10, size=1000))
+    blocks = blocks_of(readme)
+    assert len(blocks) >= 5
+    namespace: dict[str, object] = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, str(root / "README.md"), "exec"), namespace)
+
+
+def test_its_links_lead_to_files_of_the_checkout(readme, root):
+    assert {link for link in LINK.findall(readme) if not (root / link).exists()} == set()
+
+
+def test_its_commands_are_targets_of_the_makefile(readme, root):
+    commands = set(re.findall(r"\bmake (\w+) +#", readme))
+    assert commands == {"bench", "test"}
+    targets = set(re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE))
+    assert commands <= targets
+
+
+def test_it_is_shorter_than_150_lines(readme):
+    assert len(readme.splitlines()) < LINES

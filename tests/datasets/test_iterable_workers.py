@@ -5,9 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
-from headrace import NumpyDataset
+from headrace import ArgumentError, NumpyDataset
 from tests.datasets.parts import counting, numbers
 
 # torch finds three workers too many for two cores
@@ -105,3 +106,16 @@ def test_spawned_workers_agree_on_epochs_and_follow_the_main_process(persistent,
     assert numbers(loader) == epoch_of(0)[20:]
     if persistent:
         assert numbers(loader) == epoch_of(1)
+
+
+def test_fresh_workers_under_the_same_torch_seed_are_refused_instead_of_repeating_an_epoch():
+    view = counting(12).to_iterable_dataset(batch_size=4, shuffle=True)
+    passes = []
+    for epoch in range(2):
+        torch.manual_seed(0)
+        view.set_epoch(epoch)  # which tells the passes apart
+        passes.append(numbers(DataLoader(view, batch_size=None, num_workers=2)))
+    assert passes == [epoch_of(0, 12), epoch_of(1, 12)]
+    torch.manual_seed(0)
+    with pytest.raises(ArgumentError, match="torch's seed was set to the same value before both"):
+        numbers(DataLoader(view, batch_size=None, num_workers=2))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+import headrace as hr
 from headrace import ArgumentError, ArrayDataset, NumpyDataset, Raw
 from tests.datasets.parts import N, PerRow, Tenfold, columns, counting, same, tensor_of
 
@@ -203,3 +204,45 @@ class TestPickling:
 def test_a_subclass_that_makes_its_samples_itself_is_noticed():
     assert Tenfold([1]).overrides_samples
     assert not ArrayDataset([1]).overrides_samples
+
+
+class Half(ArrayDataset):
+    def __len__(self):
+        return 4
+
+
+class Doubled(ArrayDataset):
+    def __getitems__(self, ids):
+        return [(2 * x,) for (x,) in super().__getitems__(ids)]
+
+
+@pytest.mark.parametrize("kind", [Half, Doubled])
+def test_a_subclass_s_own_length_and_batches_hold_in_every_loader(kind):
+    dataset = kind(np.arange(8))
+    batches = [[x.tolist() for (x,) in loader(dataset, batch_size=3)] for loader in (DataLoader, hr.DataLoader)]
+    assert batches[0] == batches[1]
+
+
+@pytest.mark.parametrize("ids", [np.arange(3), torch.arange(3)])
+def test_a_batch_sampler_may_yield_arrays(ids):
+    (batch,) = DataLoader(ArrayDataset(np.arange(8)), batch_sampler=[ids])
+    assert batch[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: hr.NumpyDataset(np.arange(3)),
+            "column '0': expected a path, .* got ndarray; give arrays to ArrayDataset",
+        ),
+        (
+            lambda: hr.NumpyDataset({"x": "s3://bucket/x.npy"}),
+            "column 'x': expected a local path, got 's3://bucket/x.npy'",
+        ),
+        (lambda: ArrayDataset("x.npy"), "expected arrays, got a path; give files to NumpyDataset"),
+    ],
+)
+def test_arrays_and_files_in_the_wrong_place_are_refused_by_name(make, text):
+    with pytest.raises(hr.ArgumentError, match=text):
+        make()

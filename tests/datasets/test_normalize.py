@@ -275,3 +275,8 @@ class TestFiles:
         (tmp_path / "n.json").write_text('{"version": 2, "contents": 0}')
         with pytest.raises(FormatError, match=r"n\.json: expected version 1 or older, got 2; update headrace"):
             Normalizer.load(tmp_path / "n.json")
+
+
+def test_deviations_too_small_for_float32_give_finite_numbers():
+    dataset = ArrayDataset({"x": np.array([[1e-39], [3e-39]], np.float32)})
+    assert fit_normalizer(dataset)(dataset[:])["x"].flatten().tolist() == pytest.approx([-1, 1], abs=1e-3)

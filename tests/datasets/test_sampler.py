@@ -153,8 +153,16 @@ class TestState:
         ids = iter(sampler)
         for drawn in range(1, 9):
             next(ids)
-            assert sampler.state_dict()["position"] == -(-drawn // 4) * 4
-            assert sampler.state_dict() == sampler.state_dict(-(-drawn // 4))
+            if drawn % 4 == 0:
+                assert sampler.state_dict()["position"] == drawn
+                assert sampler.state_dict() == sampler.state_dict(drawn // 4)
+
+    def test_a_step_that_a_loader_of_another_batch_size_drew_in_part_has_no_state(self):
+        dataset = counting(64)
+        sampler = OrderSampler(dataset, 32)
+        next(iter(DataLoader(dataset, batch_size=8, sampler=sampler)))
+        with pytest.raises(ArgumentError, match="a step of 32 ids was drawn in part: expected a DataLoader with the"):
+            sampler.state_dict()
 
     def test_before_the_first_pass_it_is_the_start(self):
         sampler = OrderSampler(counting(20), 4)
@@ -223,7 +231,7 @@ class TestOnePass:
     def test_a_loaded_state_ends_it_too(self):
         sampler = OrderSampler(counting(20), 4)
         old = iter(sampler)
-        next(old)
+        [next(old) for _ in range(4)]
         saved = {**sampler.state_dict(), "position": 16}
         sampler.load_state_dict(saved)
         with pytest.raises(StalePassError, match="ended by a newer one, or by a loaded state"):

@@ -271,7 +271,7 @@ class Endless(IterableDataset):
         ({"num_workers": -1}, "num_workers: expected a number of threads, 0 or more, got -1"),
         ({"num_workers": True}, "num_workers: expected a number of threads, 0 or more, got True"),
         ({"worker_type": "process"}, "worker_type: this release reads in threads only"),
-        ({"worker_type": "fiber"}, "worker_type: expected \"thread\", got 'fiber'"),
+        ({"worker_type": "fiber"}, "worker_type: expected None or \"thread\", got 'fiber'"),
         (
             {"prefetch_factor": 2},
             "prefetch_factor: expected 1 or more, with 1 or more workers, got 2 and num_w",

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -356,3 +358,61 @@ def test_without_skip_the_first_bad_sample_is_an_error():
     with pytest.raises(OSError, match="the disk is on fire"):
         list(loader)
     assert loader.skipped == 0
+
+
+class Flaky(Dataset[int]):
+    """Fails at the first and third read of sample 3."""
+
+    def __init__(self):
+        self.reads = Counter()
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        if index == 3 and self.reads[index] in (1, 3):
+            raise OSError("flaky")
+        return index
+
+
+def test_a_sample_that_fails_now_and_then_is_read_once_more_and_not_a_third_time():
+    dataset = Flaky()
+    batches = [batch.tolist() for batch in hr.DataLoader(dataset, batch_size=4, on_error="skip")]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert dataset.reads[3] == 2
+
+
+class OneAtATime(Dataset[int]):
+    """Notes how many threads are in it at once, and waits a moment for others to come, where they may."""
+
+    def __init__(self, others):
+        self.inside, self.most, self.together = 0, 0, threading.Barrier(others)
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.together.wait(30)
+        self.inside -= 1
+        return index
+
+
+def test_a_foreign_dataset_is_read_by_one_thread_at_a_time_unless_told_otherwise():
+    dataset = OneAtATime(others=1)
+    assert sorted(x for batch in hr.DataLoader(dataset, 4, num_workers=4) for x in batch.tolist()) == list(range(64))
+    assert dataset.most == 1
+    dataset = OneAtATime(others=2)
+    loader = hr.DataLoader(dataset, 4, num_workers=2, worker_type="thread")
+    assert sorted(x for batch in loader for x in batch.tolist()) == list(range(64))
+
+
+def test_a_dataset_that_raises_stop_iteration_does_not_end_the_pass_as_if_all_were_well():
+    class Ends(Flaky):
+        def __getitem__(self, index):
+            raise StopIteration
+
+    with pytest.raises(hr.SampleError, match="the dataset raised StopIteration"):
+        list(hr.DataLoader(Ends(), batch_size=4))

@@ -1,5 +1,6 @@
 """Datasets over arrays: in memory, and memory-mapped from NumPy's files."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from headrace.datasets.mapstyle import MapDataset
 from headrace.errors import ArgumentError
-from headrace.formats import ArraySource, ColumnFiles, NumpySource
+from headrace.formats import ArraySource, ColumnFiles, NumpySource, Raw
 
 
 class ArrayDataset(MapDataset):
@@ -36,6 +37,8 @@ class ArrayDataset(MapDataset):
             ArgumentError: No column or sample, columns of different lengths, or values that no tensor can hold.
         """
         named, positional = _named(columns)
+        if any(isinstance(column, str | os.PathLike) for column in named.values()):
+            raise ArgumentError("expected arrays, got a path; give files to NumpyDataset")
         super().__init__(ArraySource(named), as_tuple=positional if as_tuple is None else as_tuple)
 
 
@@ -64,6 +67,16 @@ class NumpyDataset(MapDataset):
             StorageError: A file cannot be opened.
         """
         named, positional = _named(columns)
+        for name, column in named.items():
+            if not isinstance(column, str | os.PathLike | Raw | Sequence):
+                raise ArgumentError(
+                    f"column {name!r}: expected a path, a list of paths or Raw(...), got {type(column).__name__}; "
+                    "give arrays to ArrayDataset"
+                )
+            if isinstance(column, str) and "://" in column:
+                raise ArgumentError(
+                    f"column {name!r}: expected a local path, got {column!r}; this release reads no URLs"
+                )
         super().__init__(NumpySource(named), as_tuple=positional if as_tuple is None else as_tuple)
 
 

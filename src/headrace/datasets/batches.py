@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from headrace.errors import ArgumentError
 from headrace.formats import Array, Column
 
 Batch: TypeAlias = dict[str, Any] | list[Any]
@@ -56,13 +57,24 @@ class BatchForm:
             return list(zip(*split, strict=True))
         return [dict(zip(batch, values, strict=True)) for values in zip(*split, strict=True)]
 
-    def with_valid(self, batch: Batch, valid: Array) -> Batch:
-        """The batch with one more column, `__valid__` (bool): which rows are real ones."""
-        column = torch.from_numpy(valid)
-        return [*batch, column] if isinstance(batch, list) else {**batch, VALID: column}
-
     def _sample(self, values: Any) -> Sample:
         return tuple(values) if self.as_tuple else values
+
+
+def with_valid(batch: Any, valid: Array) -> Any:
+    """The batch with one more column, `__valid__` (bool): which rows are real ones, not repeats that fill up a step.
+
+    Raises:
+        ArgumentError: The batch is neither a dict nor a list.
+    """
+    column = torch.from_numpy(valid.copy())
+    if isinstance(batch, dict):
+        return {**batch, VALID: column}
+    if isinstance(batch, list):
+        return [*batch, column]
+    raise ArgumentError(
+        f"pad_last: expected batches that are dicts or lists, to carry {VALID!r}, got {type(batch).__name__}"
+    )
 
 
 def as_tensor(array: Array, column: Column) -> Any:

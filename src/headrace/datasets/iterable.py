@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from headrace.datasets.batches import with_valid
 from headrace.datasets.collate import Chunk, collate_at_once
 from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED, SharedPasses, Start
@@ -141,7 +142,7 @@ class IterableView(IterableDataset[Any]):
             if i + 1 < len(rows):
                 source.prefetch(ids[rows[i + 1]])
             batch = form.batch(source.read(ids[step]))
-            yield batch if valid is None else form.with_valid(batch, valid[step].copy())
+            yield batch if valid is None else with_valid(batch, valid[step])
 
     def _follow(self, start: Start) -> None:
         """Takes over the order that the main process loaded, in a worker that was started before."""
@@ -173,7 +174,8 @@ class IterableView(IterableDataset[Any]):
 
         Args:
             steps: Steps of the current pass that the training loop has taken: its batches, or its samples where single
-                ones are yielded. May be left out where `num_workers` is 0.
+                ones are yielded. May be left out where `num_workers` is 0. With workers, ask once a first batch has
+                come: before that, it may be the former pass that counts as the current one.
 
         Raises:
             ArgumentError: Worker processes do the reading, and `steps` is not given; or the pass has not that many.

@@ -75,12 +75,17 @@ class MapDataset(Dataset[Any]):
         if self.overrides_samples:
             return [self[sample_id] for sample_id in ids]
         batch = self._batch(self._ids(ids))
-        return LazyRows(Chunk(self.form, batch, len(ids))) if collate_at_once() and ids else self.form.rows(batch)
+        return LazyRows(Chunk(self.form, batch, len(ids))) if collate_at_once() and len(ids) else self.form.rows(batch)
 
     @property
     def overrides_samples(self) -> bool:
-        """Whether a subclass makes its samples itself, by a `__getitem__` of its own."""
-        return type(self).__getitem__ is not MapDataset.__getitem__
+        """Whether a subclass makes its samples itself, by a `__getitem__`, `__getitems__` or `__len__` of its own."""
+        kind = type(self)
+        return (
+            kind.__getitem__ is not MapDataset.__getitem__
+            or kind.__getitems__ is not MapDataset.__getitems__
+            or kind.__len__ is not MapDataset.__len__
+        )
 
     @property
     def reading_source(self) -> Source:

@@ -129,10 +129,11 @@ class _Scaler:
             high = moments.mean.astype(np.float32)
             parts = (high, moments.mean - high, scale)
             self._single = [torch.from_numpy(np.asarray(part, np.float32)) for part in parts]
+        self._is_single = all(bool(torch.isfinite(part).all()) for part in self._single)
         self._double = [torch.from_numpy(np.asarray(part, np.float64)) for part in (moments.mean, scale)]
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        if values.dtype in (
+        if self._is_single and values.dtype in (
             torch.float32,
             torch.float16,
             torch.bfloat16,

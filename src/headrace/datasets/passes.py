@@ -78,7 +78,7 @@ class SharedPasses:
         """Begins this process's part of a pass: what the main process said, and where to start, (epoch, position).
 
         Raises:
-            ArgumentError: There are too many workers.
+            ArgumentError: There are too many workers, or torch is seeded alike before passes with new workers.
             StalePassError: Other workers began this pass before the main process said where the next one starts.
         """
         worker = get_worker_info()
@@ -90,10 +90,18 @@ class SharedPasses:
         token = int(hash_words(base, self._begun_here).view("int64")[0])
         self._begun_here += 1
         own, start, passes = self._read(cell), self.start(), self._begun()
+        if any(
+            since == start.generation and its_token == token
+            for since, its_token in zip(own[::3], own[1::3], strict=True)
+        ):
+            raise ArgumentError(
+                "this pass can't be told from a former one: torch's seed was set to the same value before both, and "
+                "the workers are new in each\n"
+                "  call set_epoch(epoch) before each pass, or give the DataLoader persistent_workers=True"
+            )
         current = {its_token: epoch for since, its_token, epoch in passes if since == start.generation}
         epoch = current.get(token)
         if epoch is None:
-            # who seeds torch alike before each pass gives the same token again, but then this worker knows it as well
             if token not in own[1::3] and any(token == its_token for _, its_token, _ in passes):
                 raise StalePassError(ENDED)
             epoch = max(current.values(), default=start.epoch - 1) + 1

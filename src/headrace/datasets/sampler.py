@@ -8,7 +8,7 @@ from torch.utils.data import DistributedSampler
 from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED
 from headrace.datasets.schedule import Schedule
-from headrace.errors import StalePassError
+from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import DatasetSource
 
 _IDS_AT_ONCE = 16_384
@@ -83,11 +83,13 @@ class OrderSampler(DistributedSampler[Any]):
         self.batch_size = batch_size
         self._pass = 0
         self._began, self._drawn = (0, 0), 0
+        self._is_amid = False  # whether some ids of a step have been drawn, and not yet all
 
     def __iter__(self) -> Iterator[int]:
         """Begins a pass and gives its sample ids."""
         schedule = self._schedule
         self._pass += 1
+        self._is_amid = False
         self._began, self._drawn = schedule.progress.begin(schedule.steps), 0
         return self._draw(self._pass, *self._began)
 
@@ -103,7 +105,11 @@ class OrderSampler(DistributedSampler[Any]):
                 self._drawn += 1
                 position = steps.advanced(position)
                 schedule.progress.deliver(epoch, position, steps)
-                yield from plan.sample_ids[start:stop].tolist()
+                *ids, last = plan.sample_ids[start:stop].tolist()
+                self._is_amid = True
+                yield from ids
+                self._is_amid = False
+                yield last
             if steps.remaining(position) == 0:
                 return
 
@@ -128,9 +134,15 @@ class OrderSampler(DistributedSampler[Any]):
                 ahead of the loop where the DataLoader prefetches (`num_workers` above 0).
 
         Raises:
-            ArgumentError: The pass has not that many steps.
+            ArgumentError: The pass has not that many steps; or a step was drawn in part, so that the DataLoader's batch
+                size must be another than the sampler's.
         """
         schedule = self._schedule
+        if self._is_amid:
+            raise ArgumentError(
+                f"state_dict: a step of {self.batch_size} ids was drawn in part: expected a DataLoader with the "
+                f"sampler's batch_size={self.batch_size}; give both the same"
+            )
         if steps is None or steps == self._drawn:
             return schedule.state_dict()
         return schedule.state_after(*self._began, steps)
@@ -143,4 +155,5 @@ class OrderSampler(DistributedSampler[Any]):
 
     def _stand(self) -> None:
         progress = self._schedule.progress
+        self._is_amid = False
         self._began, self._drawn = (progress.epoch, progress.position), 0

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
@@ -25,7 +26,7 @@ _GROUP_BYTES = 8 << 20
 _GROUP_STEPS = 32
 # Batches that threads gather together, into memory that they share: the most that a kept batch keeps besides. In the
 # caller's thread each is gathered by itself, when it is asked for, into memory that is still in the cache
-_GATHER_BYTES = 1 << 20
+_GATHER_BYTES = 2 << 20
 _ANNOUNCED_SAMPLES = 1024  # samples that are announced before they are read, at least
 
 
@@ -68,7 +69,7 @@ class DataLoader:
         drop_last: bool = False,
         pad_last: bool = False,
         num_workers: int = 0,
-        worker_type: str = "thread",
+        worker_type: str | None = None,
         prefetch_factor: int | None = None,
         prefetch_bytes: int = 256 << 20,
         transform: Callable[..., Any] | None = None,
@@ -97,7 +98,8 @@ class DataLoader:
             pad_last: Whether the last step is filled up with repeats; all batches then have a boolean column
                 `__valid__`, shape (rows,), that marks the real ones.
             num_workers: Threads that read ahead; 0 reads in the caller's thread.
-            worker_type: "thread".
+            worker_type: "thread", or None: threads as well, but a foreign dataset, whose reads may share a file or
+                other state, is then read by one of them at a time. Say "thread" where its reads may overlap.
             prefetch_factor: Batches that are read ahead, per worker; by default as many as keep the workers busy.
             prefetch_bytes: The most bytes of batches that are read ahead; a larger single batch proceeds all the same.
             transform: A function of (sample) or (sample, rng) that gives one sample for one; `rng` is a
@@ -153,7 +155,15 @@ class DataLoader:
         # idle memory: of what may be read ahead, and of what the consumer had before its last batch
         idle = 1 + (-(-self._max_groups * self._steps_a_group // at_once) if num_workers else 1)
         pool = None if self._sample_wise else Pool(self._source.schema, self._rows * at_once, idle=idle)
-        self._reader = BatchReader(self._source, form, code, pool=pool, steps_at_once=at_once, skipped=self._skipped)
+        self._reader = BatchReader(
+            self._source,
+            form,
+            code,
+            pool=pool,
+            steps_at_once=at_once,
+            skipped=self._skipped,
+            one_at_a_time=form is None and worker_type is None,
+        )
         self._delivery = Delivery(pin_memory=pin_memory, device=device)
         self._live: weakref.ref[_Pass] | None = None
 
@@ -339,20 +349,26 @@ def _source_of(dataset: Any) -> Source:
             f"dataset: expected a map-style dataset, got {type(dataset).__qualname__}, an IterableDataset; "
             "give the dataset that it was made from, or iterate over it with torch's DataLoader"
         )
+    if isinstance(dataset, Mapping):
+        raise ArgumentError(
+            "dataset: expected a map-style dataset, got a mapping; give ArrayDataset(...) of its arrays"
+        )
     return DatasetSource(dataset)
 
 
-def _check_workers(num_workers: int, worker_type: str, prefetch_factor: int | None, prefetch_bytes: int) -> None:
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+def _check_workers(num_workers: int, worker_type: str | None, prefetch_factor: int | None, prefetch_bytes: int) -> None:
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int | np.integer) or num_workers < 0:
         raise ArgumentError(f"num_workers: expected a number of threads, 0 or more, got {num_workers!r}")
     if worker_type == "process":
         raise ArgumentError(
             'worker_type: this release reads in threads only; give worker_type="thread", or, for a transform that '
             "holds the GIL, use torch's DataLoader with worker processes over the same dataset and an OrderSampler"
         )
-    if worker_type != "thread":
-        raise ArgumentError(f'worker_type: expected "thread", got {worker_type!r}')
-    if prefetch_factor is not None and (prefetch_factor < 1 or num_workers == 0):
+    if worker_type not in (None, "thread"):
+        raise ArgumentError(f'worker_type: expected None or "thread", got {worker_type!r}')
+    if prefetch_factor is not None and (
+        not isinstance(prefetch_factor, int | np.integer) or prefetch_factor < 1 or num_workers == 0
+    ):
         raise ArgumentError(
             f"prefetch_factor: expected 1 or more, with 1 or more workers, got {prefetch_factor} and {num_workers=}"
         )

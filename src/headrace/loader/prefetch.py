@@ -112,7 +112,8 @@ class ReadAhead:
             self._raise_error()
             if not self._work.closed:
                 self._submit()
-            if not self._tasks:
+            # asked after submitting: a `close` that comes later finds these tasks in the queue before its end marker
+            if self._work.closed or not self._tasks:
                 raise StopIteration
             task = self._tasks[0]
             task.done.acquire()

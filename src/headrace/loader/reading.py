@@ -5,16 +5,17 @@ Guarantees:
 - An exception keeps its type and says which sample it belongs to.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch.utils.data import default_collate
 
-from headrace.datasets.batches import VALID, Batch, BatchForm
+from headrace.datasets.batches import Batch, BatchForm, with_valid
 from headrace.errors import ArgumentError, SampleError
 from headrace.formats import Array, Ids, ReadPart, Source
 from headrace.loader.plan import Group, Step
@@ -71,6 +72,7 @@ class BatchReader:
         pool: Pool | None,
         steps_at_once: int,
         skipped: Skipped | None,
+        one_at_a_time: bool = False,
     ) -> None:
         """Takes everything that a batch is made with.
 
@@ -81,9 +83,11 @@ class BatchReader:
             pool: Memory for the columns of some steps; None where samples are looked at one by one.
             steps_at_once: How many steps share such memory at most.
             skipped: Where failing samples are counted; None where they raise.
+            one_at_a_time: Whether the source must not be read by several threads at once.
         """
         self._source, self._form, self._code, self._skipped = source, form, code, skipped
         self._pool, self._steps_at_once = pool, steps_at_once
+        self._turn = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._by_sample = form is None or code.transform is not None or code.collate_fn is not None
         self._transform_rng = code.transform is not None and wants_rng("transform", code.transform, "sample")
         self._batch_rng = code.batch_transform is not None and wants_rng(
@@ -146,7 +150,7 @@ class BatchReader:
 
     def _finish(self, seed: int, epoch: int, ids: Ids, valid: Array | None, batch: Any) -> Any:
         if valid is not None:
-            batch = _with_valid(batch, valid)
+            batch = with_valid(batch, valid)
         if self._code.batch_transform is not None:
             rng = {"rng": BatchRandom(seed, epoch, ids)} if self._batch_rng else {}
             try:
@@ -159,14 +163,16 @@ class BatchReader:
     def _read(self, ids: Ids) -> tuple[dict[str, Array], Array | None]:
         """The columns, and which of the samples could be read; None where all could."""
         try:
-            return self._source.read(ids), None
+            return self._read_source(ids), None
         except Exception as error:
             if self._skipped is None:
                 self._name_sample(error, ids)
                 raise
-        readable = np.array([self._is_readable(int(sample_id)) for sample_id in ids], np.bool_)
+        alone = [self._read_alone(sample_id) for sample_id in ids.tolist()]
+        readable = np.array([columns is not None for columns in alone], np.bool_)
         _check_any_left(readable)
-        return self._source.read(ids[readable]), readable
+        kept = [columns for columns in alone if columns is not None]
+        return {name: np.concatenate([columns[name] for columns in kept]) for name in kept[0]}, readable
 
     def _name_sample(self, error: Exception, ids: Ids) -> None:
         """Adds to an error which sample it belongs to, where it does not tell: the first that cannot be read alone."""
@@ -174,19 +180,27 @@ class BatchReader:
             return
         for sample_id in ids.tolist():
             try:
-                self._source.read([sample_id])
+                self._read_source([sample_id])
             except Exception:  # noqa: BLE001 (the error at hand is the one to be raised)
                 error.add_note(f"while reading sample {sample_id} ({self._source.where(sample_id)})")
                 return
         error.add_note(f"while reading {_listed(ids)} together; one by one they can be read")
 
-    def _is_readable(self, sample_id: int) -> bool:
+    def _read_alone(self, sample_id: int) -> dict[str, Array] | None:
+        """One sample's columns, of one row; None where it is skipped."""
         try:
-            self._source.read([sample_id])
+            return self._read_source([sample_id])
         except Exception as error:  # noqa: BLE001 (the user chose to skip)
             self._skip(sample_id, error)
-            return False
-        return True
+            return None
+
+    def _read_source(self, ids: npt.ArrayLike) -> dict[str, Array]:
+        """What every sample goes through that is not gathered with others."""
+        with self._turn:
+            try:
+                return self._source.read(ids)
+            except StopIteration as error:  # which would end the pass as if all were well
+                raise SampleError("the dataset raised StopIteration") from error
 
     def _skip(self, sample_id: int, error: Exception) -> None:
         assert self._skipped is not None
@@ -226,15 +240,3 @@ def _listed(ids: Ids) -> str:
     """A batch's samples as text."""
     first = ", ".join(map(str, ids[:8].tolist()))
     return f"samples {first}" + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-
-
-def _with_valid(batch: Any, valid: Array) -> Any:
-    """The batch with one more column, `__valid__`: which rows are real ones, not repeats that fill up the last step."""
-    column = torch.from_numpy(valid.copy())
-    if isinstance(batch, dict):
-        return {**batch, VALID: column}
-    if isinstance(batch, list):
-        return [*batch, column]
-    raise ArgumentError(
-        f"pad_last: expected batches that are dicts or lists, to carry {VALID!r}, got {type(batch).__name__}"
-    )

@@ -94,6 +94,17 @@ class SourceContract:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(hammer, range(8)))
 
+    def test_parts_of_prepared_samples_are_read_as_they_would_be_by_themselves(self, source: Source, columns):
+        ids = np.random.default_rng(1).integers(0, len(source), 11)
+        part = source.prepare(ids)
+        for start, stop in ((0, 4), (7, 11), (4, 7), (5, 5), (0, 11)):
+            out = {name: np.empty((stop - start, *array.shape[1:]), array.dtype) for name, array in columns.items()}
+            read = part(start, stop, out)
+            assert all(read[name] is out[name] for name in columns)
+            assert_same(out, {name: array[ids[start:stop]] for name, array in columns.items()})
+        with pytest.raises(IndexError):
+            source.prepare([0, len(source)])
+
     def test_prefetch_is_only_a_hint(self, source: Source, columns):
         assert source.prefetch([2, 0]) is None
         self.assert_reads(source, columns, np.array([2, 0]))

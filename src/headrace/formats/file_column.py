@@ -138,6 +138,8 @@ class _OpenArray:
 
     def _read_runs(self, rows: Ids, out: npt.NDArray[np.uint8]) -> None:
         """Reads rows at positions, each run of consecutive ones at once."""
+        if len(rows) == 0:
+            return
         firsts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1).tolist()
         for first, stop in zip(firsts, [*firsts[1:], len(rows)], strict=True):
             offset = self._array.offset + int(rows[first]) * self._row_bytes

@@ -9,12 +9,15 @@ import threading
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import headrace as hr
 from headrace.errors import SampleError, StalePassError
 from headrace.loader import prefetch
+from headrace.loader.plan import Group
+from headrace.loader.prefetch import ReadAhead
 from tests.loader.stand_ins import WAITING_SECONDS, delivered, flat, ids_of, numbers
 
 
@@ -336,3 +339,20 @@ def test_islice_leaves_the_state_at_the_last_batch_taken():
     loader = loader_of()
     assert delivered(itertools.islice(loader, 3)) == [list(range(i, i + 5)) for i in (0, 5, 10)]
     assert loader.position == 15
+
+
+def test_a_close_while_the_consumer_plans_ends_the_pass_instead_of_leaving_it_waiting():
+    def groups():
+        ahead.close()  # as another thread might, between the consumer's look and its submitting
+        yield Group(np.arange(4), [0, 4], None, [4]), None
+
+    ahead = ReadAhead(
+        groups(),
+        lambda group: iter([group.sample_ids]),
+        lambda ids: None,
+        num_workers=1,
+        max_groups=2,
+        max_bytes=1 << 20,
+        step_bytes=lambda batch: 1,
+    )
+    assert list(ahead) == []

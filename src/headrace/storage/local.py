@@ -21,6 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import StorageError
+from headrace.storage.faults import Fault, Refused
+from headrace.storage.objects import StoredObject
+from headrace.storage.transfers import Part
 
 # The kernel cuts one request down to its read-ahead, 128 KiB unless configured otherwise.
 _ADVICE_BYTES = 128 << 10
@@ -158,6 +161,53 @@ def read_bytes(path: Path, offset: int, length_bytes: int) -> tuple[bytes, int]:
             return os.pread(file.fileno(), length_bytes, offset), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+class LocalRanges:
+    """Reads ranges of local files at positions, one attempt at a time; safe from any thread."""
+
+    def probe(self, path: str) -> StoredObject:
+        """The file's length and time of change.
+
+        Raises:
+            Refused: It can't be opened.
+        """
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return _pinned(path, os.fstat(file.fileno()))
+        except OSError as error:
+            raise Refused(error.strerror or type(error).__name__) from None
+
+    def read(self, part: Part) -> None:
+        """Reads what is missing of a part.
+
+        Raises:
+            Fault: The disk failed.
+            Refused: The file is gone or has changed.
+        """
+        read = part.read
+        memory = read.out.data
+        try:
+            with open(read.source.url, "rb", buffering=0) as file:
+                now = _pinned(read.source.url, os.fstat(file.fileno()))
+                if now != read.source:
+                    raise Refused(
+                        f"it has changed since it was opened: expected {read.source.object_bytes} bytes, "
+                        f"{read.source.version}, got {now.object_bytes} bytes, {now.version}"
+                    )
+                while part.arrived < len(memory):
+                    count = os.preadv(file.fileno(), [memory[part.arrived :]], read.offset + part.arrived)
+                    if count == 0:
+                        raise Fault("ended-early", f"it ended at byte {read.offset + part.arrived}", at_most=2)
+                    part.arrived += count
+        except FileNotFoundError as error:
+            raise Refused(error.strerror or "there is no such file") from None
+        except OSError as error:
+            raise Fault("disk", error.strerror or type(error).__name__, at_most=3) from None
+
+
+def _pinned(path: str, status: os.stat_result) -> StoredObject:
+    return StoredObject(path, status.st_size, f"mtime {status.st_mtime_ns}")
 
 
 Opened = TypeVar("Opened")

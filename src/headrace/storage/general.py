@@ -1,0 +1,147 @@
+"""Ranges of whatever fsspec opens, by its `cat_file`, with every answer's length and the object's version checked.
+
+Guarantees: one `FsspecRanges` belongs to one process and may be used from any thread. Filesystems that aren't
+asynchronous are used by one thread at a time.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from headrace.errors import HeadraceError
+from headrace.storage.access import Filesystems
+from headrace.storage.cancellation import ReadCancelled
+from headrace.storage.faults import Fault, Patience, Refused
+from headrace.storage.objects import StoredObject
+from headrace.storage.transfers import Part
+
+# Of what filesystems tell about a file, what changes with its content.
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "checksum",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "modified",
+    "created",
+)
+# A request may take this much longer for each byte: it can't be seen whether it goes on.
+_SLOWEST_BYTES_PER_SECOND = 1 << 20
+_MISFITS = 5
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+class FsspecRanges:
+    """Reads ranges through a filesystem's own client."""
+
+    def __init__(self, filesystems: Filesystems, patience: Patience, count: Callable[[str, int], None]) -> None:
+        self._filesystems, self._patience, self._count = filesystems, patience, count
+        self._turn = threading.Lock()
+
+    def probe(self, url: str) -> StoredObject:
+        """Asks for an object's length and version.
+
+        Raises:
+            Fault: Another attempt may do better.
+            Refused: None will.
+        """
+        with self._translated():
+            fs, path = self._filesystems.resolve(url)
+            info = self._info(fs, path)
+        if info.get("type") == "directory":
+            raise Refused("it is a folder")
+        if not isinstance(info.get("size"), int):
+            raise Refused("the filesystem doesn't tell its length")
+        return StoredObject(url, info["size"], _version(info))
+
+    def read(self, part: Part) -> None:
+        """Reads a part, and makes sure that the object was still the same afterwards.
+
+        Raises:
+            Fault: The attempt failed.
+            Refused: No attempt will do better.
+        """
+        read = part.read
+        # Its memory isn't touched while the client works, so whoever gives up needs not wait for a client that hangs.
+        with self._translated(), part.abortable(lambda: part.release(ReadCancelled())):
+            fs, path = self._filesystems.resolve(read.source.url)
+            data = self._cat(fs, path, read.offset, read.stop, part.attempts)
+            if len(data) != len(read.out):
+                raise _misfit(data, len(read.out), read.source.object_bytes)
+            self._check_unchanged(read.source, self._info(fs, path))
+        part.write(data)
+        self._count("received_bytes", len(data))
+
+    def _check_unchanged(self, source: StoredObject, info: Mapping[str, Any]) -> None:
+        # The answer can't be tied to a version. But if it was of a newer one, that one is there now.
+        if (info.get("size"), _version(info)) != (source.object_bytes, source.version):
+            raise Refused(
+                f"it has changed since it was opened: expected {source.object_bytes} bytes, {source.version}, "
+                f"got {info.get('size')} bytes, {_version(info)}"
+            )
+
+    def _info(self, fs: Any, path: str) -> Mapping[str, Any]:
+        self._count("requests", 1)
+        # listings are kept by the filesystem, and may be old
+        if fs.async_impl:
+            fs.invalidate_cache()
+            return dict(self._awaited(fs, fs._info, path, seconds=self._patience.stall_seconds))  # noqa: SLF001
+        with self._turn:
+            fs.invalidate_cache()
+            return dict(fs.info(path))
+
+    def _cat(self, fs: Any, path: str, start: int, stop: int, attempts: int) -> bytes:
+        self._count("requests", 1)
+        if fs.async_impl:
+            seconds = self._patience.stall_seconds * (1 + attempts) + (stop - start) / _SLOWEST_BYTES_PER_SECOND
+            return bytes(self._awaited(fs, fs._cat_file, path, start=start, end=stop, seconds=seconds))  # noqa: SLF001
+        with self._turn:
+            return bytes(fs.cat_file(path, start=start, end=stop))
+
+    def _awaited(self, fs: Any, call: Callable[..., Any], *arguments: Any, seconds: float, **options: Any) -> Any:
+        """What the filesystem's own `sync` does, with an end to it."""
+        from fsspec.asyn import sync
+
+        return sync(fs.loop, call, *arguments, timeout=seconds, **options)
+
+    @contextlib.contextmanager
+    def _translated(self):  # type: ignore[no-untyped-def]
+        """Says of every exception of a filesystem whether another attempt may do better."""
+        try:
+            yield
+        except (Fault, Refused, HeadraceError):
+            raise
+        except Exception as error:  # noqa: BLE001 (clients raise whatever they like)
+            raise self._meaning(error) from None
+
+    def _meaning(self, error: Exception) -> Exception:
+        said = self._filesystems.said(error)
+        status = getattr(error, "status", None)
+        if isinstance(error, FileNotFoundError | IsADirectoryError) or status in (404, 410):
+            return Refused(f"there is no such object: {said}")
+        if isinstance(error, PermissionError) or status in (401, 403):
+            if "expired" in str(error).lower():
+                self._filesystems.forget()
+                return Fault("resigned", said, at_most=_MISFITS)
+            return Refused(f"no permission to read it: {said}")
+        if isinstance(status, int) and 400 <= status < 500 and status not in _AGAIN:
+            return Refused(said)
+        if isinstance(error, NotImplementedError | TypeError | AttributeError):
+            return Refused(f"the filesystem can't do it: {said}")
+        throttled = "SlowDown" in str(error) or status in (429, 503)
+        return Fault("general", said, throttled=throttled)
+
+
+def _misfit(data: bytes, expected_bytes: int, object_bytes: int) -> Fault:
+    if len(data) == object_bytes:
+        return Fault("range-ignored", f"expected {expected_bytes} bytes, got the whole object", at_most=_MISFITS)
+    return Fault("wrong-length", f"expected {expected_bytes} bytes, got {len(data)}")
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    return next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), "")

@@ -1,0 +1,318 @@
+"""Ranges over HTTP, each answer checked before its bytes count: S3 through signed URLs, and plain servers.
+
+What a range request means: RFC 9110, section 14; If-Match: section 13.1.1. S3's error codes:
+https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+
+Guarantees: one `HttpRanges` belongs to one process and may be used from any thread.
+"""
+
+import base64
+import contextlib
+import http.client
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from headrace.storage.access import Filesystems
+from headrace.storage.connections import Connections, origin_of
+from headrace.storage.faults import Fault, Patience, Refused
+from headrace.storage.objects import StoredObject
+from headrace.storage.transfers import Part
+
+# Looks at an answer and takes its bytes; returns whether all of them were read.
+Receive: TypeAlias = Callable[[http.client.HTTPResponse], bool]
+
+_REDIRECTS = 5
+_REDIRECTED = (301, 302, 303, 307, 308)
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_AGAIN_CODES = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling")
+_THROTTLED_CODES = ("SlowDown", "Throttling", "TooManyRequests")
+_REASONS = {
+    401: "no permission to read it",
+    403: "no permission to read it",
+    404: "there is no such object",
+    410: "there is no such object any more",
+    412: "it has changed since it was opened",
+    416: "it is shorter than when it was opened",
+}
+# An answer that never fits is no accident: a server without ranges, a name that doesn't resolve.
+_MISFITS = 5
+_SLOW_BYTES = 64 << 10
+_ERROR_BYTES = 8 << 10
+_CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE)
+_EMPTY_RANGE = re.compile(r"\s*bytes\s+\*/0\s*", re.IGNORECASE)
+_XML_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
+_XML_MESSAGE = re.compile(rb"<Message>([^<]{1,300})</Message>")
+_EXPIRED = re.compile(r"expired|TokenRefreshRequired", re.IGNORECASE)
+_ETAG, _DATE = "ETag ", "Last-Modified "
+
+
+class _Resign(Exception):  # noqa: N818 (never leaves this module)
+    """The signature is of no use any more, or is for another region than `region`."""
+
+    def __init__(self, text: str, region: str | None = None) -> None:
+        super().__init__(text)
+        self.region = region
+
+
+class HttpRanges:
+    """Reads ranges into the caller's memory, one attempt at a time."""
+
+    def __init__(self, filesystems: Filesystems, patience: Patience, count: Callable[[str, int], None]) -> None:
+        self._filesystems, self._patience, self._count = filesystems, patience, count
+        self._connections = Connections(patience.connect_seconds)
+
+    def probe(self, url: str) -> StoredObject:
+        """Asks for an object's first byte: its length and version, and whether ranges can be had of it.
+
+        Raises:
+            Fault: Another attempt may do better.
+            Refused: None will.
+        """
+        found: list[StoredObject] = []
+
+        def look(response: http.client.HTTPResponse) -> bool:
+            if response.status == 206:
+                object_bytes = _content_range(response)[2]
+            elif response.status == 416 or response.getheader("Content-Length") == "0":
+                object_bytes = 0
+            else:
+                raise self._without_range(response)
+            if object_bytes is None:
+                raise Refused("the server doesn't tell its length (Content-Range: bytes 0-0/*)")
+            found.append(StoredObject(url, object_bytes, _version(response)))
+            return len(response.read(_ERROR_BYTES)) < _ERROR_BYTES
+
+        self._ask(url, {"Range": "bytes=0-0"}, look)
+        return found[0]
+
+    def read(self, part: Part) -> None:
+        """Reads what is still missing of a part.
+
+        Raises:
+            Fault: The attempt failed; what has arrived stays.
+            Refused: No attempt will do better.
+        """
+        read = part.read
+        start = read.offset + part.arrived
+
+        def receive(response: http.client.HTTPResponse) -> bool:
+            is_whole = start == 0 and response.getheader("Content-Length") == str(read.source.object_bytes) == str(
+                read.stop
+            )
+            if response.status != 206 and not is_whole:
+                raise self._without_range(response)
+            _check_answer(response, start, read.stop, read.source)
+            self._receive(response, part)
+            return True
+
+        headers = {"Range": f"bytes={start}-{read.stop - 1}", **_condition(read.source.version)}
+        self._ask(read.source.url, headers, receive, part)
+
+    def close(self) -> None:
+        """Ends idle connections; those in use end when their answers are there."""
+        self._connections.close()
+
+    def _ask(self, url: str, headers: dict[str, str], receive: Receive, part: Part | None = None) -> None:
+        """One attempt: asks where the object is, or where redirects say, and receives the answer."""
+        address = urlsplit(self._filesystems.address(url))
+        users = self._filesystems.headers(url)
+        try:
+            for _ in range(_REDIRECTS + 1):
+                location = self._exchange(address, {**users, **headers}, receive, part)
+                if location is None:
+                    return
+                moved = urlsplit(urljoin(address.geturl(), location))
+                if moved.scheme not in ("http", "https") or (address.scheme, moved.scheme) == ("https", "http"):
+                    raise Refused(f"it redirects from {address.scheme} to {moved.scheme}, which is not followed")
+                if origin_of(moved) != origin_of(address):
+                    users = {}  # they may hold credentials, which are not for others
+                address = moved
+        except _Resign as stale:
+            self._filesystems.forget_address(url, stale.region)
+            raise Fault("resigned", str(stale), at_most=_MISFITS) from None
+        raise Refused(f"it redirects more than {_REDIRECTS} times")
+
+    def _exchange(
+        self, address: SplitResult, headers: dict[str, str], receive: Receive, part: Part | None
+    ) -> str | None:
+        """Asks once; returns where to ask instead, None where the answer was received."""
+        connection = self._connections.take(origin_of(address), fresh=part is not None and part.attempts > 0)
+        is_clean = has_answered = False
+        self._count("requests", 1)
+        try:
+            with contextlib.nullcontext() if part is None else part.abortable(connection.abort):
+                response = connection.request(*_target(address, headers), self._patience.stall_seconds)
+                has_answered = True
+                with response:
+                    location = self._judge(response)
+                    if location is None:
+                        is_clean = receive(response)
+                    is_clean = is_clean and not response.will_close
+                    return location
+        except (OSError, http.client.HTTPException) as error:
+            if part is not None:
+                part.check()
+            # A server may close an idle connection at any time. Whether it is well, a fresh one will tell.
+            was_idle = connection.idle_since is not None and not has_answered
+            raise self._as_fault(error, at_once=was_idle) from None
+        finally:
+            if is_clean:
+                self._connections.put(connection)
+            else:
+                connection.close()
+
+    def _judge(self, response: http.client.HTTPResponse) -> str | None:
+        """Returns where an answer redirects to, None where it is data; raises what any other one means."""
+        status, location = response.status, response.getheader("Location")
+        if status in (200, 206) or (status == 416 and _EMPTY_RANGE.fullmatch(response.getheader("Content-Range", ""))):
+            return None
+        if status in _REDIRECTED and location:
+            return location
+        code, text = self._error_of(response)
+        said = f"HTTP {status} {text}"
+        region = response.getheader("x-amz-bucket-region")
+        if region and status in (301, 400) and code not in _AGAIN_CODES:
+            raise _Resign(f"{said}; the bucket is in {region}", region)
+        if status in (400, 401, 403) and _EXPIRED.search(f"{code} {text}"):
+            raise _Resign(said)
+        if status in _AGAIN or code in _AGAIN_CODES:
+            throttled = status in (429, 503) or code in _THROTTLED_CODES
+            after = response.getheader("Retry-After", "")
+            raise Fault(
+                f"http-{status}", said, throttled=throttled, after_seconds=int(after) if after.isdecimal() else 0
+            )
+        raise Refused(f"{_REASONS[status]}: {said}" if status in _REASONS else said)
+
+    def _error_of(self, response: http.client.HTTPResponse) -> tuple[str, str]:
+        """S3's code for an error, and what to tell of it."""
+        body = response.read(_ERROR_BYTES)
+        code, message = (
+            found[1].decode("utf-8", "replace") if (found := pattern.search(body)) else ""
+            for pattern in (_XML_CODE, _XML_MESSAGE)
+        )
+        return code, self._filesystems.redacted(": ".join(filter(None, (code, message))) or response.reason)
+
+    def _without_range(self, response: http.client.HTTPResponse) -> Fault:
+        """What it means that no range came: an error in place of data, or a server that knows no ranges."""
+        code, text = self._error_of(response)
+        if code:
+            return Fault(
+                "error-under-200",
+                f"HTTP {response.status} with an error in it: {text}",
+                throttled=code in _THROTTLED_CODES,
+            )
+        return Fault(
+            "range-ignored",
+            f"the server doesn't serve byte ranges: expected HTTP 206, got HTTP {response.status}",
+            at_most=_MISFITS,
+        )
+
+    def _receive(self, response: http.client.HTTPResponse, part: Part) -> None:
+        """Receives the missing bytes of a part into its memory."""
+        memory = part.read.out.data
+        first = slow_from = part.arrived
+        watched_from = time.monotonic()
+        while part.arrived < len(memory):
+            part.check()
+            count = _receive_some(response, memory[part.arrived :])
+            if count == 0:
+                raise Fault(
+                    "ended-early", f"the answer ended after {part.arrived - first} of {len(memory) - first} bytes"
+                )
+            part.arrived += count
+            self._count("received_bytes", count)
+            now = time.monotonic()
+            if now - watched_from > self._patience.stall_seconds:
+                if part.arrived - slow_from < _SLOW_BYTES and part.arrived < len(memory):
+                    raise Fault("stalled", f"only {part.arrived - slow_from} bytes came in {now - watched_from:.0f} s")
+                watched_from, slow_from = now, part.arrived
+
+    def _as_fault(self, error: Exception, *, at_once: bool) -> Exception:
+        said = self._filesystems.said(error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Refused(
+                f"its certificate is not trusted: {said}; Store(direct=False) trusts what fsspec's client does"
+            )
+        if isinstance(error, socket.gaierror):
+            return Fault("no-address", f"its host has no address: {said}", at_most=_MISFITS)
+        if isinstance(error, TimeoutError):
+            return Fault("stalled", f"nothing came for {self._patience.stall_seconds:g} s")
+        return Fault("connection", said, at_once=at_once)
+
+
+def _target(address: SplitResult, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """What is asked for on a connection, and with which headers."""
+    target = quote(address.path or "/", safe="/%:@!$&'()*+,;=~") + (
+        f"?{quote(address.query, safe='/%:@!$&()*+,;=~?')}" if address.query else ""
+    )
+    headers = {"Accept-Encoding": "identity", "User-Agent": "headrace", **headers}
+    if address.username is not None:
+        login = f"{unquote(address.username)}:{unquote(address.password or '')}"
+        headers.setdefault("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    return target, headers
+
+
+def _receive_some(response: http.client.HTTPResponse, memory: memoryview) -> int:
+    """Receives what there is, at least a byte; 0 at the end."""
+    if response.chunked:
+        return response.readinto(memory[:_SLOW_BYTES])
+    # As `readinto`, which would wait for all of it and not notice that a server drips. The length was checked before.
+    return int(response.fp.readinto1(memory))
+
+
+def _version(response: http.client.HTTPResponse) -> str:
+    etag, date = response.getheader("ETag"), response.getheader("Last-Modified")
+    return f"{_ETAG}{etag}" if etag else f"{_DATE}{date}" if date else ""
+
+
+def _condition(version: str) -> dict[str, str]:
+    """The header that makes a server refuse another version; none for weak ETags, which must not be used so."""
+    if version.startswith(f'{_ETAG}"'):
+        return {"If-Match": version.removeprefix(_ETAG)}
+    if version.startswith(_DATE):
+        return {"If-Unmodified-Since": version.removeprefix(_DATE)}
+    return {}
+
+
+def _content_range(response: http.client.HTTPResponse) -> tuple[int, int, int | None]:
+    """First byte, last byte and, where it is told, the length of the whole."""
+    header = response.getheader("Content-Range", "")
+    found = _CONTENT_RANGE.fullmatch(header)
+    if found is None:
+        kind = response.getheader("Content-Type", "")
+        raise Fault(
+            "no-range",
+            f"expected the answer to say its range, got Content-Range {header[:80]!r} ({kind[:80]})",
+            at_most=_MISFITS,
+        )
+    return int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
+
+
+def _check_answer(response: http.client.HTTPResponse, start: int, stop: int, source: StoredObject) -> None:
+    """Raises unless an answer claims to hold [start, stop) of this very object, as it is."""
+    pinned_etag, pinned_date = source.version.startswith(_ETAG), source.version.startswith(_DATE)
+    header = response.getheader("ETag" if pinned_etag else "Last-Modified")
+    now = f"{_ETAG if pinned_etag else _DATE}{header}"
+    if header is not None and (pinned_etag or pinned_date) and now != source.version:
+        raise Refused(f"it has changed since it was opened: expected {source.version}, got {now}")
+    expected_bytes = stop - start
+    if response.status == 206:
+        first, last, total = _content_range(response)
+        if total is not None and total != source.object_bytes:
+            raise Refused(
+                f"it has changed since it was opened: expected {source.object_bytes} bytes in all, got {total}"
+            )
+        if (first, last) != (start, stop - 1):
+            raise Fault("wrong-range", f"expected the bytes {start}-{stop - 1}, got {first}-{last}")
+    length = response.getheader("Content-Length")
+    if length is not None and length != str(expected_bytes):
+        raise Fault("wrong-length", f"expected an answer of {expected_bytes} bytes, got {length[:40]}")
+    if (encoding := response.getheader("Content-Encoding", "identity")) not in ("identity", ""):
+        raise Fault(
+            "encoded", f"expected the bytes as they are, got Content-Encoding {encoding[:40]!r}", at_most=_MISFITS
+        )

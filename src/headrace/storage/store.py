@@ -1,0 +1,184 @@
+"""Bytes from anywhere: local files, S3, HTTP, and whatever fsspec opens, behind one verb.
+
+Guarantees:
+    - Everything may be called from any thread. What a process has (threads, connections, clients, locks) is made when
+      it first reads and belongs to it alone: after a fork the child makes its own and uses nothing of its parent's.
+    - Bytes are right, or an error says why there are none; see `headrace.storage` for what is checked.
+    - Threads live only while there is something to read.
+"""
+
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ArgumentError
+from headrace.storage.cache import DiskCache
+from headrace.storage.faults import Patience
+from headrace.storage.names import expand
+from headrace.storage.objects import RangeRead, StoredObject
+from headrace.storage.reader import Options, Reader
+from headrace.storage.transfers import Transfer
+
+
+class Store:
+    """Files and objects, read in ranges: `s3://`, `http(s)://`, `gs://`, any fsspec URL, and local paths.
+
+    Example:
+        >>> import fsspec, numpy as np
+        >>> fsspec.filesystem("memory").pipe("/bucket/greeting", b"hello, world")
+        >>> store = Store()
+        >>> [greeting] = store.open(["memory://bucket/greeting"])
+        >>> out = np.empty(5, np.uint8)
+        >>> store.read_ranges([RangeRead(greeting, 7, out)])
+        >>> out.tobytes()
+        b'world'
+    """
+
+    def __init__(
+        self,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        max_requests: int = 32,
+        max_request_bytes: int = 256 << 20,
+        deadline_seconds: float = 300.0,
+        stall_seconds: float = 10.0,
+        direct: bool = True,
+        confirm: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
+        """Opens nothing yet, but the cache folder.
+
+        Args:
+            storage_options: What fsspec's filesystem takes: credentials, `endpoint_url`, `anon`. By default the
+                environment and profiles count, as everywhere in fsspec.
+            cache_dir: A folder on a local disk for a cache that all processes of this node share; by default there is
+                no cache.
+            cache_bytes: The most that the cache holds; by default half of what is free, and never the disk's last 5 GB.
+            max_requests: Requests under way at once; fewer while the server throttles.
+            max_request_bytes: The bytes of all of these, about.
+            deadline_seconds: How long one range of at most 8 MiB may take, with all attempts.
+            stall_seconds: After how long without a byte a request is given up and made again.
+            direct: Whether S3 and HTTP are read by headrace's own range reader; else by fsspec's clients, slower.
+            confirm: Whether everything is read until two answers agree: for servers and links that alter data without a
+                trace, at twice the cost.
+            patience: All waits at once, in place of the two above.
+
+        Raises:
+            ArgumentError: A number makes no sense, or the cache is smaller than a block of 8 MiB.
+            StorageError: The cache folder can't be used.
+        """
+        for name, number in (("max_requests", max_requests), ("max_request_bytes", max_request_bytes)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ArgumentError(f"{name}: expected a whole number, 1 or more, got {number!r}")
+        for name, seconds in (("deadline_seconds", deadline_seconds), ("stall_seconds", stall_seconds)):
+            if not seconds > 0:
+                raise ArgumentError(f"{name}: expected more than 0 seconds, got {seconds!r}")
+        if cache_bytes is not None and cache_dir is None:
+            raise ArgumentError(f"cache_bytes: expected a cache_dir= to go with it, got {cache_bytes} alone")
+        self._options = Options(
+            storage_options=dict(storage_options or {}),
+            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+            cache_bytes=cache_bytes,
+            max_requests=max_requests,
+            max_request_bytes=max_request_bytes,
+            patience=patience or Patience(deadline_seconds=deadline_seconds, stall_seconds=stall_seconds),
+            direct=direct,
+            confirm=confirm,
+        )
+        self._of_process: dict[int, Reader] = {}
+        if self._options.cache_dir is not None:
+            DiskCache(self._options.cache_dir, cache_bytes)  # says now what is wrong with it
+
+    def __getstate__(self) -> Options:
+        return self._options
+
+    def __setstate__(self, options: Options) -> None:
+        self._options, self._of_process = options, {}
+
+    def __repr__(self) -> str:
+        named = ", ".join(sorted(self._options.storage_options))  # their values may be secrets
+        cache_dir = None if self._options.cache_dir is None else str(self._options.cache_dir)
+        return f"Store(storage_options={{{named}}}, cache_dir={cache_dir!r})"
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether blocks are kept on disk."""
+        return self._options.cache_dir is not None
+
+    def expand(self, patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+        """The URLs and absolute local paths that patterns stand for: `{000..127}`, `{a,b}`, `*`, `?`, `[...]`, `**`.
+
+        Lists keep their order; what a glob finds is sorted by code point. A local file of a pattern's very name wins.
+
+        Raises:
+            ArgumentError: A pattern stands for nothing.
+            DependencyError: A package is missing; the text names the pip line.
+            StorageError: A store cannot be listed.
+        """
+        return expand(patterns, self._reader.filesystems)
+
+    def open(self, urls: Sequence[str]) -> list[StoredObject]:
+        """Pins objects: every later read makes sure that length and version are still the same.
+
+        Raises:
+            DependencyError: A package is missing; the text names the pip line.
+            StorageError: One doesn't exist or can't be read, or its server knows no byte ranges.
+        """
+        probe = self._reader.probe
+        if len(urls) < 2:
+            return list(map(probe, urls))
+        # threads that end before this returns
+        with ThreadPoolExecutor(min(self._options.max_requests, len(urls)), "headrace-open") as threads:
+            try:
+                return list(threads.map(probe, urls))
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def read_ranges(self, reads: Sequence[RangeRead]) -> None:
+        """Fills the memory of all of these, many at once; nothing writes into it afterwards, whatever happens.
+
+        Raises:
+            StorageError: The bytes of one cannot be had; the text names its URL, range, attempts and the last cause.
+        """
+        transfers = self.start(reads, urgent=True)
+        try:
+            for transfer in transfers:
+                transfer.wait()
+        except BaseException:
+            for transfer in transfers:
+                transfer.cancel()
+            raise
+        finally:
+            for transfer in transfers:
+                transfer.wait_released()
+
+    def start(self, reads: Sequence[RangeRead], *, urgent: bool = False) -> list[Transfer]:
+        """Begins to read, and returns at once.
+
+        Args:
+            reads: What to read. Leave the memory of each alone until its transfer is `released`.
+            urgent: Whether to read it before what is queued.
+        """
+        return self._reader.start(reads, urgent=urgent)
+
+    def counts(self) -> dict[str, int]:
+        """What this process's reads took, by name: `requests`, `received_bytes`, `retries`, `cache_hits` and others."""
+        return self._reader.counts.as_dict()
+
+    @property
+    def _reader(self) -> Reader:
+        pid = os.getpid()
+        reader = self._of_process.get(pid)
+        if reader is None:
+            # Atomic: of two threads that come first at once, both get the same one. A parent's is never touched again.
+            made = Reader(self._options)
+            reader = self._of_process.setdefault(pid, made)
+            if reader is made:
+                weakref.finalize(self, reader.close).atexit = False
+        return reader

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.formats import Column, fingerprint, uniform_blocks
+from headrace.formats import ArraySource, Column, fingerprint, uniform_blocks
 
 MIB = 1 << 20
 
@@ -59,3 +59,9 @@ def test_names_that_are_not_utf_8_have_a_fingerprint():
 def test_a_column_knows_the_bytes_of_one_sample():
     assert Column(np.dtype("f4"), (3, 2)).sample_bytes == 24
     assert Column(np.dtype("i8")).sample_bytes == 8
+
+
+def test_a_source_is_told_little_of_what_is_coming_unless_it_asks_for_more():
+    source = ArraySource({"x": np.arange(3)})
+    assert source.read_ahead_bytes == 0
+    assert source.end_prefetch() is None

@@ -10,6 +10,7 @@ iterable     IterableView: the same samples as an IterableDataset that splits it
 sampler      OrderSampler: our order for torch's own DataLoader
 normalize    fit_normalizer: mean and standard deviation of columns
 schedule     Schedule: order, steps and progress over one source; what every face drives
+read_ahead   announced: which samples a source is told of before they are read
 world        which rank this process is
 """
 

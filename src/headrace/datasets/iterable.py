@@ -9,7 +9,8 @@ from headrace.datasets.batches import with_valid
 from headrace.datasets.collate import Chunk, collate_at_once
 from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED, SharedPasses, Start
-from headrace.datasets.schedule import Schedule
+from headrace.datasets.read_ahead import announced
+from headrace.datasets.schedule import Plan, Schedule
 from headrace.errors import ArgumentError, StalePassError
 
 _SAMPLES_AT_ONCE = 1024
@@ -111,35 +112,59 @@ class IterableView(IterableDataset[Any]):
         self._pass += 1
         number, delivered = self._pass, 0
         self._delivered = epoch, delivered
+        source = self._dataset.source
+        try:
+            for plan in self._announced(self._plans(epoch, position, first, every)):
+                for item in self._read(plan):
+                    if number != self._pass:
+                        raise StalePassError(ENDED)
+                    delivered += 1
+                    self._delivered = epoch, delivered
+                    yield item
+        finally:
+            if number == self._pass:
+                source.end_prefetch()
+
+    def _plans(self, epoch: int, position: int, first: int, every: int) -> Iterator[Plan]:
+        """This worker's steps from a position on, `first`, `first + every` and so on, some at a time."""
         steps = self._schedule.steps
         start, left = steps.advanced(position, first), steps.remaining(position) - first
         while left > 0:
             count = min(self._steps_at_once(), -(-left // every))
-            for item in self._read(epoch, start, count, every):
-                if number != self._pass:
-                    raise StalePassError(ENDED)
-                delivered += 1
-                self._delivered = epoch, delivered
-                yield item
+            yield self._schedule.plan(epoch, start, count, every)
             start, left = steps.advanced(start, count * every), left - count * every
 
     def _steps_at_once(self) -> int:
-        if self.batched:
-            return max(1, _PLANNED_SAMPLES * self._schedule.steps.world_size // self._schedule.steps.global_batch_size)
-        sample_bytes = sum(column.sample_bytes for column in self._dataset.schema.values())
-        return max(1, min(_SAMPLES_AT_ONCE, _BYTES_AT_ONCE // max(1, sample_bytes)))
+        sample_bytes = max(1, sum(column.sample_bytes for column in self._dataset.schema.values()))
+        samples = _PLANNED_SAMPLES if self.batched else _SAMPLES_AT_ONCE
+        if not self.batched or self._dataset.source.read_ahead_bytes > 0:  # what is read, or announced, at once
+            samples = min(samples, _BYTES_AT_ONCE // sample_bytes)
+        return max(1, samples * self._schedule.steps.world_size // self._schedule.steps.global_batch_size)
 
-    def _read(self, epoch: int, position: int, count: int, every: int) -> Iterator[Any]:
-        """The items of `count` of this worker's steps: batches, or single samples read together."""
+    def _announced(self, plans: Iterator[Plan]) -> Iterator[Plan]:
+        """The plans; before each the source is told what comes as much later as it wants to know it."""
+        source, steps = self._dataset.source, self._schedule.steps
+        if source.read_ahead_bytes == 0:
+            yield from plans
+            return
+        plan_samples = self._steps_at_once() * -(-steps.global_batch_size // steps.world_size)
+        for plan, coming in announced(source, plans, group_samples=plan_samples, ahead=1):
+            if coming is not None:
+                source.prefetch(coming)
+            yield plan
+
+    def _read(self, plan: Plan) -> Iterator[Any]:
+        """The items of some of this worker's steps: batches, or single samples read together."""
         source, form = self._dataset.source, self._dataset.form
-        ids, bounds, valid = self._schedule.plan(epoch, position, count, every)
+        ids, bounds, valid = plan
         if not self.batched:
             chunk = Chunk(form, form.batch(source.read(ids)), len(ids))
             yield from chunk.rows() if collate_at_once() else form.rows(chunk.batch)
             return
         rows = [slice(start, stop) for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+        announces_steps = source.read_ahead_bytes == 0
         for i, step in enumerate(rows):
-            if i + 1 < len(rows):
+            if announces_steps and i + 1 < len(rows):
                 source.prefetch(ids[rows[i + 1]])
             batch = form.batch(source.read(ids[step]))
             yield batch if valid is None else with_valid(batch, valid[step])

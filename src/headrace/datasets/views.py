@@ -90,6 +90,7 @@ class SelectedSource(Source):
             raise ArgumentError("expected a selection of at least one sample, got none")
         self._base, self._selection = base, selection
         self.schema, self.random_access = base.schema, base.random_access
+        self.read_ahead_bytes = base.read_ahead_bytes
 
     def __len__(self) -> int:
         return len(self._selection)
@@ -118,6 +119,9 @@ class SelectedSource(Source):
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         self._base.prefetch(self._ids(sample_ids))
+
+    def end_prefetch(self) -> None:
+        self._base.end_prefetch()
 
     def where(self, sample_id: int) -> str:
         return self._base.where(int(self._ids([sample_id])[0]))

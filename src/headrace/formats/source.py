@@ -71,10 +71,13 @@ class Source(ABC):
     Attributes:
         schema: The columns by name.
         random_access: Whether any sample costs the same to read; decides what `shuffle=True` means.
+        read_ahead_bytes: How many bytes of coming samples `prefetch` wants to know of, in the order in which they will
+            be read; 0 where a little before they are read is early enough.
     """
 
     schema: Mapping[str, Column]
     random_access: bool
+    read_ahead_bytes: int = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -119,6 +122,9 @@ class Source(ABC):
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Hints that these samples will be read soon. Costs next to nothing where that is of no use."""
+
+    def end_prefetch(self) -> None:
+        """Says that what was announced will not be read after all: gives up what was begun and nobody waits for."""
 
     @abstractmethod
     def where(self, sample_id: int) -> str:
@@ -174,10 +180,29 @@ def uniform_blocks(samples: int, sample_bytes: int) -> Blocks:
 
     Beyond 4 TiB the blocks grow instead of exceeding 2**20 in number, up to 64 MiB each.
     """
+    return blocks_within(np.array([samples], np.int64), block_length(samples, sample_bytes), sample_bytes)
+
+
+def block_length(samples: int, sample_bytes: int) -> int:
+    """How many samples a block holds, all but the last, where they are cut as `uniform_blocks` says."""
     length = max(1, _BLOCK_BYTES // max(1, sample_bytes), -(-samples // _MOST_BLOCKS))
-    length = max(1, min(length, _LARGEST_BLOCK_BYTES // max(1, sample_bytes)))
-    lengths = np.full(-(-samples // length), length, np.int64)
-    lengths[-1:] = samples - length * (len(lengths) - 1)
+    return max(1, min(length, _LARGEST_BLOCK_BYTES // max(1, sample_bytes)))
+
+
+def blocks_within(runs: Ids, length: int, sample_bytes: int) -> Blocks:
+    """Cuts each of several runs of equal-sized samples into blocks of `length`, the last of each as long as is left.
+
+    Args:
+        runs: int64 (runs,), the samples of each.
+        length: Samples of a block.
+        sample_bytes: The bytes of one sample.
+
+    >>> blocks_within(np.array([5, 2, 4]), 2, 1).lengths.tolist()
+    [2, 2, 1, 2, 2, 2]
+    """
+    counts = -(-runs // length)
+    lengths = np.full(counts.sum(), length, np.int64)
+    lengths[np.cumsum(counts)[counts > 0] - 1] = (runs - length * (counts - 1))[counts > 0]
     return Blocks(lengths, lengths * sample_bytes)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from headrace.datasets.mapstyle import MapDataset
+from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Schedule
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import DatasetSource, Ids, Source
@@ -187,9 +188,14 @@ class DataLoader:
         schedule = self._schedule
         epoch, position = schedule.progress.begin(schedule.steps)
         announced_after = -(-_ANNOUNCED_SAMPLES // (self._rows * self._steps_a_group))
-        ahead = max(1, self.num_workers, announced_after)
-        groups = plan_groups(schedule, epoch, position, self._steps_a_group, ahead)
-        current = _Pass(schedule, self._delivery, epoch, self._batches(groups, epoch))
+        groups = announced(
+            self._source,
+            plan_groups(schedule, epoch, position, self._steps_a_group),
+            group_samples=self._rows * self._steps_a_group,
+            ahead=max(1, self.num_workers, announced_after),
+            least=max(2, self.num_workers),
+        )
+        current = _Pass(schedule, self._delivery, epoch, self._batches(groups, epoch), self._source.end_prefetch)
         self._live = weakref.ref(current)
         return current
 
@@ -211,6 +217,7 @@ class DataLoader:
             groups,
             read,
             self._announce,
+            in_order=self._source.read_ahead_bytes > 0,
             num_workers=self.num_workers,
             max_groups=self._max_groups,
             max_bytes=self._prefetch_bytes,
@@ -294,12 +301,17 @@ class _Pass(Iterator[Any]):
     """One pass: delivers batches and moves the run's progress with each."""
 
     def __init__(
-        self, schedule: Schedule, delivery: Delivery, epoch: int, batches: "ReadAhead | Iterator[tuple[Any, int]]"
+        self,
+        schedule: Schedule,
+        delivery: Delivery,
+        epoch: int,
+        batches: "ReadAhead | Iterator[tuple[Any, int]]",
+        end_prefetch: Callable[[], None],
     ) -> None:
         self._schedule, self._delivery, self._epoch, self._batches = schedule, delivery, epoch, batches
         self._why_ended: str | None = None
         # runs when the loop drops the pass, on `end`, and when the interpreter ends
-        self._close = weakref.finalize(self, batches.close)  # type: ignore[union-attr]
+        self._close = weakref.finalize(self, _end, batches, end_prefetch)
 
     def __next__(self) -> Any:
         if self._why_ended is not None:
@@ -335,10 +347,19 @@ def _read_here(
     announce: Callable[[Ids], None],
 ) -> Iterator[tuple[Any, int]]:
     """Batches read in the caller's thread, with the position after each."""
-    for group, announced in groups:
-        if announced is not None:
-            announce(announced)
+    for group, coming in groups:
+        if coming is not None:
+            announce(coming)
         yield from zip(read(group), group.positions, strict=True)
+
+
+def _end(batches: Any, end_prefetch: Callable[[], None]) -> None:
+    """Ends the reading, then what was fetched for it."""
+    try:
+        batches.close()
+    finally:
+        with contextlib.suppress(Exception):
+            end_prefetch()
 
 
 def _source_of(dataset: Any) -> Source:

@@ -1,6 +1,5 @@
 """The rest of an epoch, cut into groups of steps that are read together."""
 
-from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -39,28 +38,15 @@ class Group(NamedTuple):
             yield Step(self.sample_ids[start:stop], None if self.valid is None else self.valid[start:stop])
 
 
-def plan_groups(
-    schedule: Schedule, epoch: int, position: int, steps_a_group: int, ahead: int
-) -> Iterator[tuple[Group, Ids | None]]:
-    """The rest of an epoch in groups of steps, each with the samples of a later group, for the source to know of.
+def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: int) -> Iterator[Group]:
+    """The rest of an epoch in groups of steps.
 
     Args:
         schedule: What to read when.
         epoch: The epoch.
         position: Where in it to begin.
         steps_a_group: Steps of each group but the last.
-        ahead: How many groups later the announced samples come; towards the end there are none.
     """
-    waiting: deque[Group] = deque()
-    for group in _groups(schedule, epoch, position, steps_a_group):
-        waiting.append(group)
-        if len(waiting) > ahead:
-            yield waiting.popleft(), group.sample_ids
-    for group in waiting:
-        yield group, None
-
-
-def _groups(schedule: Schedule, epoch: int, position: int, steps_a_group: int) -> Iterator[Group]:
     steps = schedule.steps
     size = steps.global_batch_size
     samples_a_group = steps_a_group * max(1, size // steps.world_size)

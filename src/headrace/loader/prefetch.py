@@ -7,10 +7,11 @@ Guarantees:
 - Batches come in the order of the steps, whichever thread finishes first; an error comes at the place of its batch.
 - At most `max_groups` groups, and about `max_bytes` bytes, are being read or wait to be taken; one always proceeds.
 - `ReadAhead` belongs to one consumer. Its threads know only its queue, never itself, so that dropping it ends them.
-- `close` ends the threads as soon as each has finished the batch that it is reading, and waits for that; it may be
-  called from any thread and more than once.
+- `close` ends the threads as soon as each has finished the batch that it is reading, or has given up waiting for
+  stored bytes, and waits for that; it may be called from any thread and more than once.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 
 from headrace.formats import Ids
 from headrace.loader.plan import Group
+from headrace.storage.cancellation import cancellable
 
 CLOSE_SECONDS = 5.0  # how long `close` waits for threads that are in the middle of a batch
 
@@ -30,10 +32,10 @@ _log = logging.getLogger("headrace")
 class _Task:
     """A group in the hands of the threads; `done` is released when its batches, and perhaps an error, are there."""
 
-    __slots__ = ("announced", "batches", "done", "error", "group")
+    __slots__ = ("batches", "done", "error", "group")
 
-    def __init__(self, group: Group, announced: Ids | None) -> None:
-        self.group, self.announced = group, announced
+    def __init__(self, group: Group) -> None:
+        self.group = group
         self.batches: list[tuple[Any, int]] = []
         self.error: BaseException | None = None
         self.done = threading.Lock()
@@ -43,26 +45,38 @@ class _Task:
 class _Work:
     """What the threads of one `ReadAhead` share."""
 
-    def __init__(self, read: Callable[[Group], Iterable[Any]], announce: Callable[[Ids], None]) -> None:
+    def __init__(
+        self, read: Callable[[Group], Iterable[Any]], announce: Callable[[Ids], None], *, in_order: bool
+    ) -> None:
         self.tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self.announced: deque[Ids | None] = deque()  # one for each task
         self.closed = False
         self._read, self._announce = read, announce
+        self._turn = threading.Lock() if in_order else contextlib.nullcontext()
+
+    def add(self, task: _Task, announced: Ids | None) -> None:
+        """Hands a group to the threads."""
+        self.announced.append(announced)
+        self.tasks.put(task)
 
     def run(self) -> None:
         """One thread's life: reads groups until it is told to end."""
-        while (task := self.tasks.get()) is not None:
-            try:
-                self._read_into(task)
-            except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer shall see it)
-                task.error = error
-            task.done.release()
-            del task  # the next wait may be long, and finished batches belong to the consumer
+        with cancellable(lambda: self.closed):
+            while (task := self.tasks.get()) is not None:
+                try:
+                    self._read_into(task)
+                except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer shall see it)
+                    task.error = error
+                task.done.release()
+                del task  # the next wait may be long, and finished batches belong to the consumer
         self.tasks.put(None)  # for the next thread
 
     def _read_into(self, task: _Task) -> None:
         # in a frame of its own, which keeps no batch when it ends
-        if not self.closed and task.announced is not None:
-            self._announce(task.announced)
+        with self._turn:
+            announced = self.announced.popleft()
+            if not self.closed and announced is not None:
+                self._announce(announced)
         if not self.closed:
             for finished in zip(self._read(task.group), task.group.positions, strict=True):
                 task.batches.append(finished)
@@ -79,6 +93,7 @@ class ReadAhead:
         read: Callable[[Group], Iterable[Any]],
         announce: Callable[[Ids], None],
         *,
+        in_order: bool = False,
         num_workers: int,
         max_groups: int,
         max_bytes: int,
@@ -90,12 +105,13 @@ class ReadAhead:
             groups: What to read, in order, each with samples to announce.
             read: Reads the steps of a group; called in the threads.
             announce: Tells the source which samples will be read soon; called in the threads.
+            in_order: Whether samples must be announced in the order of their groups, one call after the other.
             num_workers: Threads.
             max_groups: The most groups that are being read or wait.
             max_bytes: The same in bytes, as far as they can be told beforehand: from the batches delivered so far.
             step_bytes: The bytes of a finished batch, or of one to expect where it is given None.
         """
-        self._groups, self._work = groups, _Work(read, announce)
+        self._groups, self._work = groups, _Work(read, announce, in_order=in_order)
         self._max_groups, self._max_bytes, self._step_bytes = max_groups, max_bytes, step_bytes
         self._expected_bytes = step_bytes(None)
         self._num_workers = num_workers
@@ -146,10 +162,11 @@ class ReadAhead:
             planned = next(self._groups, None)
             if planned is None:
                 return
-            task = _Task(*planned)
-            in_flight += len(task.group.positions)
+            group, announced = planned
+            task = _Task(group)
+            in_flight += len(group.positions)
             self._tasks.append(task)
-            self._work.tasks.put(task)
+            self._work.add(task, announced)
 
     def _start(self) -> None:
         for i in range(len(self._threads), self._num_workers):

@@ -3,11 +3,14 @@
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.servers import fault_proxy, range_server, s3  # noqa: F401 - fixtures, for every test
 
 # torch's own threads (OpenMP) would compete with the loader's for few cores, and a forked worker hangs when it uses
 # OpenMP after its parent did. Set before torch is imported; in the environment, so that spawned processes have it too.
@@ -27,10 +30,13 @@ def threads_left_after(ending_seconds: float = ENDING_SECONDS) -> list[str]:
     def ours() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name.startswith("headrace")]
 
-    if ours():
-        gc.collect()  # an iterator in a reference cycle (a caught exception's traceback) ends when it is collected
-    for thread in ours():
-        thread.join(timeout=ending_seconds)
+    for seconds in (min(0.5, ending_seconds), ending_seconds):
+        deadline = time.monotonic() + seconds
+        # looked at again and again: a thread that ends may have started another
+        while (threads := ours()) and (left := deadline - time.monotonic()) > 0:
+            threads[0].join(left)
+        if threads:
+            gc.collect()  # an iterator in a reference cycle (a caught exception's traceback) ends when it is collected
     return [thread.name for thread in ours()]
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from headrace.datasets import ArrayDataset, Normalizer, NumpyDataset, OrderSampler, fit_normalizer
     from headrace.formats import Raw
     from headrace.loader import DataLoader
+    from headrace.storage import Store
 
 __version__ = "0.1.0.dev0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "SampleError",
     "StalePassError",
     "StorageError",
+    "Store",
     "fit_normalizer",
 ]
 
@@ -63,6 +65,7 @@ _LOADED_ON_USE = {
     "NumpyDataset": "headrace.datasets",
     "OrderSampler": "headrace.datasets",
     "Raw": "headrace.formats",
+    "Store": "headrace.storage",
     "fit_normalizer": "headrace.datasets",
 }
 

@@ -237,8 +237,8 @@ def test_a_batch_sampler_may_yield_arrays(ids):
             "column '0': expected a path, .* got ndarray; give arrays to ArrayDataset",
         ),
         (
-            lambda: hr.NumpyDataset({"x": "s3://bucket/x.npy"}),
-            "column 'x': expected a local path, got 's3://bucket/x.npy'",
+            lambda: hr.NumpyDataset({"x": "s3://bucket/x.npy"}, store=hr.Store(), storage_options={"anon": True}),
+            "expected store= or storage_options=, got both: give the options to the store",
         ),
         (lambda: ArrayDataset("x.npy"), "expected arrays, got a path; give files to NumpyDataset"),
     ],

@@ -17,7 +17,7 @@ def test_blocks_hold_every_sample_once_in_at_most_64_mib_unless_one_sample_is_la
     )
     assert blocks.lengths.sum() * sample_bytes == blocks.bytes.sum()
     assert (blocks.lengths >= 1).all()
-    assert blocks.bytes.max() <= max(4 * MIB, sample_bytes)
+    assert blocks.bytes.max() <= max(8 * MIB, sample_bytes)
     assert len(set(blocks.lengths[:-1])) <= 1
 
 
@@ -25,12 +25,12 @@ def test_blocks_hold_every_sample_once_in_at_most_64_mib_unless_one_sample_is_la
     ("samples", "sample_bytes", "count", "largest"),
     [
         (1, 1, 1, 1),
-        (1_000_000, 1024, 245, 4 * MIB),
+        (1_000_000, 1024, 123, 8 * MIB),
         (10, 100 * MIB, 10, 100 * MIB),
         (2**40, 16, 2**20, 16 * MIB),  # 16 TiB: larger blocks instead of more than 2**20
     ],
 )
-def test_blocks_are_of_4_mib_and_at_most_two_to_the_twenty(samples, sample_bytes, count, largest):
+def test_blocks_are_of_8_mib_and_at_most_two_to_the_twenty(samples, sample_bytes, count, largest):
     blocks = uniform_blocks(samples, sample_bytes)
     assert (len(blocks), blocks.lengths.sum(), blocks.bytes.max()) == (count, samples, largest)
 

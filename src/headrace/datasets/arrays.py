@@ -1,4 +1,4 @@
-"""Datasets over arrays: in memory, and memory-mapped from NumPy's files."""
+"""Datasets over arrays: in memory, and in NumPy's files, memory-mapped or in a store."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 from headrace.datasets.mapstyle import MapDataset
 from headrace.errors import ArgumentError
 from headrace.formats import ArraySource, ColumnFiles, NumpySource, Raw
+from headrace.storage import Store
 
 
 class ArrayDataset(MapDataset):
@@ -43,7 +44,11 @@ class ArrayDataset(MapDataset):
 
 
 class NumpyDataset(MapDataset):
-    """NumPy files as a dataset, memory-mapped: nothing is loaded before it is asked for.
+    """NumPy files as a dataset: nothing is loaded before it is asked for.
+
+    Local files are memory-mapped. Files in a store (any fsspec URL) are read in blocks of some MiB, kept in memory up
+    to a budget; a loader reads the blocks ahead in the order in which it will need them, and `shuffle=True` permutes
+    samples within windows of blocks, so that each is read once.
 
     Example:
         >>> import numpy as np, pathlib, tempfile
@@ -53,19 +58,37 @@ class NumpyDataset(MapDataset):
         {'x': tensor([2, 3])}
     """
 
-    def __init__(self, *columns: ColumnFiles | Mapping[str, ColumnFiles], as_tuple: bool | None = None) -> None:
+    def __init__(
+        self,
+        *columns: ColumnFiles | Mapping[str, ColumnFiles],
+        as_tuple: bool | None = None,
+        store: Store | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
         """Takes the columns one by one, giving tuples; or one mapping of them, giving dicts. Reads only headers.
 
         Args:
-            columns: For each column a `.npy` file, a glob or list of such files that are seen as one array, or
-                `Raw(path, dtype=, shape=)` for raw binary files. All columns have the same number of samples.
+            columns: For each column a `.npy` file, a pattern (`*`, `{000..127}`) or list of such files that are seen as
+                one array, or `Raw(path, dtype=, shape=)` for raw binary files: local paths, or URLs such as
+                `s3://bucket/x-*.npy`. All columns have the same number of samples.
             as_tuple: Whether samples are tuples; by default as said above.
+            store: What reads URLs: a `Store`, perhaps with a disk cache.
+            storage_options: Instead of a store, the options (credentials, endpoint) of one without a cache.
+            memory_bytes: The most memory that blocks from a store take, in each process that reads; by default 2 GiB,
+                or a quarter of what is free.
 
         Raises:
-            ArgumentError: No column, no file, or columns of different lengths.
+            ArgumentError: No column, no file, columns of different lengths, or arguments that don't go together.
+            DependencyError: A URL needs a package that is missing; the text names the pip line.
             FormatError: A file is not what its header or the arguments say.
             StorageError: A file cannot be opened.
         """
+        if store is not None and storage_options is not None:
+            raise ArgumentError(
+                "expected store= or storage_options=, got both: give the options to the store, "
+                "Store(storage_options=...)"
+            )
         named, positional = _named(columns)
         for name, column in named.items():
             if not isinstance(column, str | os.PathLike | Raw | Sequence):
@@ -73,11 +96,10 @@ class NumpyDataset(MapDataset):
                     f"column {name!r}: expected a path, a list of paths or Raw(...), got {type(column).__name__}; "
                     "give arrays to ArrayDataset"
                 )
-            if isinstance(column, str) and "://" in column:
-                raise ArgumentError(
-                    f"column {name!r}: expected a local path, got {column!r}; this release reads no URLs"
-                )
-        super().__init__(NumpySource(named), as_tuple=positional if as_tuple is None else as_tuple)
+        if storage_options is not None:
+            store = Store(storage_options=storage_options)
+        source = NumpySource(named, store, memory_bytes=memory_bytes)
+        super().__init__(source, as_tuple=positional if as_tuple is None else as_tuple)
 
 
 def _named(columns: Sequence[Any]) -> tuple[Mapping[str, Any], bool]:

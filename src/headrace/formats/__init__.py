@@ -5,7 +5,7 @@ of samples that are cheap to read together), a `fingerprint`, and one verb, `rea
 batch into one array per column, from any number of threads at once. Batches make it fast: no Python runs per sample.
 
 - `ArraySource`: arrays and tensors in memory
-- `NumpySource`: `.npy` and raw binary files, memory-mapped
+- `NumpySource`: `.npy` and raw binary files: local ones memory-mapped, those in a store read in blocks
 - `DatasetSource`: any map-style torch Dataset
 """
 

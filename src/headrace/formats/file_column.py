@@ -106,7 +106,7 @@ class _OpenArray:
     """One file's array, mapped or read at positions."""
 
     def __init__(self, array: ArrayFile) -> None:
-        self.file = LocalFile(array.path)
+        self.file = LocalFile(array.local_path)
         self._array = array
         self._is_columnwise, self._row_bytes = array.is_columnwise, array.row_bytes
         self._check_unchanged()

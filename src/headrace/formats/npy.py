@@ -9,19 +9,25 @@ import ast
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from headrace.errors import FormatError
 from headrace.formats.dtypes import why_refused
-from headrace.storage import read_bytes
+from headrace.storage import RangeRead, Store, StoredObject, read_bytes
+
+FilePlace: TypeAlias = Path | StoredObject  # a local file, or an object in a store; `str` names either
 
 _MAGIC = b"\x93NUMPY"
 # A plain header has 118 bytes; one with 1000 named fields about 30 000. What is longer is not worth parsing.
 _LONGEST_HEADER = 1 << 16
+# One request brings any header but those of many fields.
+_FIRST_BYTES = 4096
+_FILES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class ArrayFile:
     """One array in one file, as its header describes it and its size confirms.
 
     Attributes:
-        path: The file.
+        path: The file, local or in a store.
         dtype: As stored, so perhaps big-endian.
         shape: With the rows first.
         fortran_order: Whether the first axis varies fastest.
@@ -37,12 +43,18 @@ class ArrayFile:
         header_crc32: Of the bytes before `offset`, to notice another file in this one's place.
     """
 
-    path: Path
+    path: FilePlace
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran_order: bool = False
     offset: int = 0
     header_crc32: int = 0
+
+    @property
+    def local_path(self) -> Path:
+        """The path of a local file."""
+        assert isinstance(self.path, Path)
+        return self.path
 
     @property
     def rows(self) -> int:
@@ -66,14 +78,57 @@ class ArrayFile:
 
 
 def read_npy_header(path: Path) -> ArrayFile:
-    """Returns what the header of a `.npy` file says, once the file's size agrees.
+    """Returns what the header of a local `.npy` file says, once the file's size agrees.
 
     Raises:
         StorageError: The file cannot be opened.
         FormatError: It is not a `.npy` file of at least one row that a tensor can hold, or has another size than its
             header says.
     """
-    start, file_bytes = read_bytes(path, 0, 12)
+    start, file_bytes = read_bytes(path, 0, _FIRST_BYTES)
+    offset = _data_offset(path, start)
+    if offset > len(start):
+        start, _ = read_bytes(path, 0, offset)
+    return _array_file(path, start[:offset], offset, file_bytes)
+
+
+def read_stored_headers(store: Store, objects: Sequence[StoredObject]) -> list[ArrayFile]:
+    """The same for many `.npy` files in a store, all at once.
+
+    Raises:
+        StorageError: Bytes cannot be had.
+        FormatError: As `read_npy_header`.
+    """
+    arrays = []
+    for first in range(0, len(objects), _FILES_AT_ONCE):
+        some = objects[first : first + _FILES_AT_ONCE]
+        starts = _read_starts(store, some, [_FIRST_BYTES] * len(some))
+        offsets = [_data_offset(place, start) for place, start in zip(some, starts, strict=True)]
+        longer = [i for i, start in enumerate(starts) if offsets[i] > len(start)]
+        rest = _read_starts(store, [some[i] for i in longer], [offsets[i] for i in longer])
+        for i, start in zip(longer, rest, strict=True):
+            starts[i] = start
+        arrays += [
+            _array_file(place, start[:offset], offset, place.object_bytes)
+            for place, start, offset in zip(some, starts, offsets, strict=True)
+        ]
+    return arrays
+
+
+def _read_starts(store: Store, objects: Sequence[StoredObject], lengths_bytes: Sequence[int]) -> list[bytes]:
+    """The first bytes of each object, fewer where it ends before."""
+    starts = [
+        np.empty(min(length, place.object_bytes), np.uint8)
+        for place, length in zip(objects, lengths_bytes, strict=True)
+    ]
+    reads = [RangeRead(place, 0, start) for place, start in zip(objects, starts, strict=True) if len(start)]
+    if reads:
+        store.read_ranges(reads)
+    return [start.tobytes() for start in starts]
+
+
+def _data_offset(path: FilePlace, start: bytes) -> int:
+    """Where the array begins: the length of magic, version and header, as the file's first bytes say."""
     if not start:
         raise FormatError(f"{path} is empty (0 bytes): write it again")
     if start[:6] != _MAGIC or len(start) < 10:
@@ -83,13 +138,17 @@ def read_npy_header(path: Path) -> ArrayFile:
         raise FormatError(f"{path}: expected .npy version 1.0, 2.0 or 3.0, got {version[0]}.{version[1]}")
     length_bytes = 2 if version == (1, 0) else 4
     header_bytes = int.from_bytes(start[8 : 8 + length_bytes], "little")
-    offset = 8 + length_bytes + header_bytes
     if header_bytes > _LONGEST_HEADER:
         _refuse(path, f"the header claims {header_bytes} bytes, more than the {_LONGEST_HEADER} that a header may have")
-    header, _ = read_bytes(path, 0, offset)
+    return 8 + length_bytes + header_bytes
+
+
+def _array_file(path: FilePlace, header: bytes, offset: int, file_bytes: int) -> ArrayFile:
+    """What the bytes before the array say."""
     if len(header) < offset:
         _refuse(path, f"the file ends within its header: expected {offset} bytes of it, got {len(header)}")
-    text = header[8 + length_bytes :].decode("utf-8" if version == (3, 0) else "latin-1", "replace")
+    length_bytes = 2 if header[6] == 1 else 4
+    text = header[8 + length_bytes :].decode("utf-8" if header[6] == 3 else "latin-1", "replace")
     dtype, shape, fortran_order = _parse(path, text)
     array = ArrayFile(path, dtype, shape, fortran_order, offset, zlib.crc32(header))
     check_file_bytes(array, file_bytes)
@@ -108,7 +167,7 @@ def check_file_bytes(array: ArrayFile, file_bytes: int) -> None:
         )
 
 
-def _parse(path: Path, text: str) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+def _parse(path: FilePlace, text: str) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     """The header's dtype, shape and order."""
     try:
         header = _literal(text)
@@ -140,5 +199,5 @@ def _literal(text: str) -> object:
         return ast.literal_eval(re.sub(r"\b(\d+)L\b", r"\1", text))
 
 
-def _refuse(path: Path, reason: str) -> NoReturn:
+def _refuse(path: FilePlace, reason: str) -> NoReturn:
     raise FormatError(f"{path} is not a sound .npy file: {reason}; write it again with np.save")

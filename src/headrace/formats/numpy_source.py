@@ -1,21 +1,18 @@
-"""NumPy files as a source: `.npy` and raw binary, each column in one file or in many."""
+"""NumPy files as a source: `.npy` and raw binary, each column in one file or in many, on local disk or in a store."""
 
-import glob
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import ArgumentError, FormatError
-from headrace.formats.dtypes import why_refused
+from headrace.errors import ArgumentError
+from headrace.formats.arena import together
+from headrace.formats.column_files import ColumnFiles, Raw, names_below_root, open_columns
 from headrace.formats.file_column import FileColumn, rows_by_file
 from headrace.formats.memory import same_length
-from headrace.formats.npy import ArrayFile, check_file_bytes, read_npy_header
+from headrace.formats.npy import ArrayFile
 from headrace.formats.source import (
     Array,
     Blocks,
@@ -23,43 +20,29 @@ from headrace.formats.source import (
     Ids,
     ReadPart,
     Source,
+    block_length,
+    blocks_within,
     check_ids,
     check_out,
     fingerprint,
-    uniform_blocks,
 )
-from headrace.storage import LocalFile, Residency, open_limit, read_bytes
+from headrace.formats.stored_column import StoredColumn
+from headrace.formats.stored_memory import default_memory_bytes, store_columns
+from headrace.storage import LocalFile, Residency, Store, StoredObject, open_limit
 
-PathLike: TypeAlias = str | os.PathLike[str]
+__all__ = ["ColumnFiles", "NumpySource", "Raw"]
 
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """Raw binary files: nothing but the array's memory in C order, so its dtype and shape must be told.
-
-    Attributes:
-        paths: A path, a glob, or a list of paths; each file holds a run of rows.
-        dtype: As stored: `">f4"` is big-endian.
-        shape: With the rows first; -1 rows are counted from the file's size.
-
-    >>> Raw("tokens.bin", dtype="uint16", shape=(-1, 1025)).shape
-    (-1, 1025)
-    """
-
-    paths: PathLike | Sequence[PathLike]
-    dtype: npt.DTypeLike
-    shape: Sequence[int] = (-1,)
-
-
-ColumnFiles: TypeAlias = PathLike | Sequence[PathLike] | Raw
+# Of the memory for stored blocks, the share that is announced ahead: what a window and its successor leave free.
+_AHEAD_SHARE = 4
 
 
 class NumpySource(Source):
     """Columns that are NumPy files; row i of each is sample i.
 
-    Files are memory-mapped when first read, and data is read a batch at a time: one gather per file and column. Rows
-    that are not in memory are asked for ahead of reading them (see `headrace.storage`). Pickles hold paths and parsed
-    headers, never data.
+    Local files are memory-mapped when first read, and data is read a batch at a time: one gather per file and column.
+    Rows that are not in memory are asked for ahead of reading them (see `headrace.storage`). Of files in a store,
+    blocks are fetched and kept in memory, so that one gather a column reads a batch (see `stored_column`). Pickles hold
+    paths, parsed headers and the store's options, never data.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -70,64 +53,91 @@ class NumpySource(Source):
            [0, 1]])}
     """
 
-    random_access = True
-
-    def __init__(self, columns: Mapping[str, ColumnFiles]) -> None:
-        """Reads the headers of all files, and no data.
+    def __init__(
+        self, columns: Mapping[str, ColumnFiles], store: Store | None = None, *, memory_bytes: int | None = None
+    ) -> None:
+        """Reads the headers, which must agree with each other and with the files' sizes.
 
         Args:
-            columns: For each column a path, a glob (its files sorted by code point), a list of paths (in its order),
-                or a `Raw`. `~` is the user's home. Several files are seen as one array.
+            columns: For each column a `.npy` file, a pattern, a list of them that are seen as one array, or `Raw`:
+                local paths, or URLs.
+            store: What reads URLs; by default a `Store` without options.
+            memory_bytes: The most memory that blocks read from the store take, in each process; by default 2 GiB, or a
+                quarter of what is free. At least two blocks of a column are kept.
 
         Raises:
-            ArgumentError: No columns, a glob without files, or columns of different lengths.
+            ArgumentError: No column, no file, columns of different lengths, or a column of local files and URLs.
             FormatError: A file is not a sound array file, or differs from its neighbours in dtype or row shape.
             StorageError: A file cannot be opened.
         """
         if not columns:
             raise ArgumentError("expected at least one column, got none")
-        self._attach({name: _array_files(name, spec) for name, spec in columns.items()})
+        if memory_bytes is not None and memory_bytes < 1:
+            raise ArgumentError(f"memory_bytes: expected a number of bytes, 1 or more, got {memory_bytes}")
+        store = Store() if store is None else store
+        self._attach(open_columns(columns, store), store, memory_bytes)
 
-    def _attach(self, files: Mapping[str, Sequence[ArrayFile]]) -> None:
+    def _attach(self, files: Mapping[str, Sequence[ArrayFile]], store: Store, memory_bytes: int | None) -> None:
+        self._files, self._store, self._memory_bytes = dict(files), store, memory_bytes
+        self._samples = same_length({name: sum(file.rows for file in of_column) for name, of_column in files.items()})
+        is_stored = {name: isinstance(of_column[0].path, StoredObject) for name, of_column in files.items()}
         keep_open = max(1, open_limit() // len(files))
-        self._columns = {name: FileColumn(of_column, keep_open=keep_open) for name, of_column in files.items()}
+        local = {name: FileColumn(files[name], keep_open=keep_open) for name in files if not is_stored[name]}
+        self._stored: dict[str, StoredColumn] = {}
+        self.random_access = len(local) == len(files)
+        if not self.random_access:
+            memory_bytes = default_memory_bytes() if memory_bytes is None else memory_bytes
+            stored = {name: of_column for name, of_column in files.items() if is_stored[name]}
+            self._stored = store_columns(stored, store, self._block_samples, self._cut_files, memory_bytes)
+            sample_bytes = sum(files[name][0].row_bytes for name in files)
+            stored_bytes = sum(files[name][0].row_bytes for name in stored)
+            self.read_ahead_bytes = max(1, memory_bytes // _AHEAD_SHARE // stored_bytes) * sample_bytes
+        self._columns: dict[str, FileColumn | StoredColumn] = {
+            name: self._stored[name] if is_stored[name] else local[name] for name in files
+        }
         self.schema: dict[str, Column] = {name: column.column for name, column in self._columns.items()}
-        self._samples = same_length({name: len(column) for name, column in self._columns.items()})
         # Columns that are cut into files alike are sorted by file once a batch.
         self._cuts: list[tuple[Ids, dict[str, FileColumn]]] = []
-        for name, column in self._columns.items():
+        for name, column in local.items():
             for starts, alike in self._cuts:
                 if np.array_equal(starts, column.starts):
                     alike[name] = column
                     break
             else:
                 self._cuts.append((column.starts, {name: column}))
-        self._residency = Residency({file.path: file.file_bytes for file in self._files()}, self._samples)
+        self._residency = Residency(
+            {file.local_path: file.file_bytes for column in local.values() for file in column.files}, self._samples
+        )
 
-    def __getstate__(self) -> dict[str, Sequence[ArrayFile]]:
-        return {name: column.files for name, column in self._columns.items()}
+    def __getstate__(self) -> dict[str, Any]:
+        # a store may hold what lets one in: it travels only where it is needed
+        store = self._store if self._stored else None
+        return {"files": self._files, "store": store, "memory_bytes": self._memory_bytes}
 
-    def __setstate__(self, state: dict[str, Sequence[ArrayFile]]) -> None:
-        self._attach(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._attach(state["files"], state["store"] or Store(), state["memory_bytes"])
 
     def __len__(self) -> int:
         return self._samples
 
     @cached_property
     def blocks(self) -> Blocks:
-        return uniform_blocks(self._samples, sum(column.sample_bytes for column in self.schema.values()))
+        """Within the files of the column that has the most bytes: no block is in two of them, so each is read once."""
+        runs = np.array([file.rows for file in self._cut_files], np.int64)
+        return blocks_within(runs, self._block_samples, self._sample_bytes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' names below their common folder, bytes and rows: not of data, or columns' names or order."""
-        root = os.path.commonpath([file.path.parent for file in self._files()])
+        """Of the files' names below their common folder, bytes and rows: not of data, or columns' names or order.
+
+        The same for copies of the files, on local disk or in a store.
+        """
+        names = names_below_root(file for of_column in self._files.values() for file in of_column)
 
         def parts(files: Sequence[ArrayFile]) -> list[tuple[str, int, int]]:
-            return [(file.path.relative_to(root).as_posix(), file.file_bytes, file.rows) for file in files]
+            return [(names[str(file.path)], file.file_bytes, file.rows) for file in files]
 
-        return fingerprint(
-            part for of_column in sorted(parts(c.files) for c in self._columns.values()) for part in of_column
-        )
+        return fingerprint(part for of_column in sorted(map(parts, self._files.values())) for part in of_column)
 
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         ids = check_ids(sample_ids, self._samples)
@@ -139,9 +149,9 @@ class NumpySource(Source):
     def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
         ids = check_ids(sample_ids, self._samples)
         self._residency.expect(ids, self._ranges)
-        whole = [(name, column.whole()) for name, column in self._columns.items()]
+        whole = [(name, column.whole()) for _, columns in self._cuts for name, column in columns.items()]
         gathers = [(name, gather) for name, gather in whole if gather is not None]
-        if len(gathers) < len(whole):
+        if len(gathers) < len(self._columns):
             return lambda start, stop, out: self._fill(ids[start:stop], out)
 
         def part(start: int, stop: int, out: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -152,80 +162,56 @@ class NumpySource(Source):
         return part
 
     def _fill(self, ids: Ids, out: Mapping[str, Array]) -> Mapping[str, Array]:
-        for starts, columns in self._cuts:
-            rows = rows_by_file(starts, ids)
-            for name, column in columns.items():
-                column.read(rows, out[name])
+        missing = []
+        for name, stored in self._stored.items():
+            if not stored.gather(ids, out[name]):
+                missing.append(stored.reading(ids, out[name]))
+        reading = together(missing)
+        next(reading)  # local files are read while bytes are on their way
+        try:
+            for starts, columns in self._cuts:
+                rows = rows_by_file(starts, ids)
+                for name, column in columns.items():
+                    column.read(rows, out[name])
+            for _ in reading:
+                pass
+        finally:
+            reading.close()
         return out
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Asks for those samples that are not in memory, and doesn't wait for them."""
         self._residency.expect(np.asarray(sample_ids), self._ranges)
+        if self._stored:
+            ids = check_ids(sample_ids, self._samples)
+            for column in self._stored.values():
+                column.prefetch(ids)
+
+    def end_prefetch(self) -> None:
+        for column in self._stored.values():
+            column.end_prefetch()
 
     def where(self, sample_id: int) -> str:
         return ", ".join(column.where(sample_id) for column in self._columns.values())
 
-    def _files(self) -> Iterator[ArrayFile]:
-        for column in self._columns.values():
-            yield from column.files
+    @cached_property
+    def _sample_bytes(self) -> int:
+        return sum(of_column[0].row_bytes for of_column in self._files.values())
+
+    @cached_property
+    def _block_samples(self) -> int:
+        return block_length(self._samples, self._sample_bytes)
+
+    @cached_property
+    def _cut_files(self) -> Sequence[ArrayFile]:
+        """The files of the column that has the most bytes; of several such, whatever their order, the first by cuts."""
+        return min(
+            self._files.values(), key=lambda files: (-files[0].row_bytes, len(files), [file.rows for file in files])
+        )
 
     def _ranges(self, sample_ids: Ids) -> Iterator[tuple[LocalFile, npt.NDArray[np.int64], int]]:
-        """Where the samples lie: file, offsets and bytes of each row."""
+        """Where the samples lie in local files: file, offsets and bytes of each row."""
         for starts, columns in self._cuts:
             rows = rows_by_file(starts, check_ids(sample_ids, self._samples))
             for column in columns.values():
                 yield from column.ranges(rows)
-
-
-def _array_files(name: str, spec: ColumnFiles) -> list[ArrayFile]:
-    """The files of one column, which must be alike."""
-    if isinstance(spec, Raw):
-        files = [_raw_file(path, spec) for path in _expand(name, spec.paths)]
-    else:
-        files = [read_npy_header(path) for path in _expand(name, spec)]
-    first = files[0]
-    for file in files[1:]:
-        if file.dtype != first.dtype or file.shape[1:] != first.shape[1:]:
-            raise FormatError(
-                f"the files of column {name!r} must hold rows of one dtype and shape\n"
-                f"  {first.path}: {first.dtype} rows of shape {first.shape[1:]}\n"
-                f"  {file.path}: {file.dtype} rows of shape {file.shape[1:]}"
-            )
-    return files
-
-
-def _expand(name: str, paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """The files that a path, a glob or a list of them names."""
-    if not isinstance(paths, str | os.PathLike):
-        found = [file for path in paths for file in _expand(name, path)]
-        if not found:
-            raise ArgumentError(f"column {name!r}: expected at least one path, got an empty list")
-        return found
-    pattern = os.path.expanduser(os.fspath(paths))
-    if not glob.has_magic(pattern) or os.path.exists(pattern):
-        return [Path(pattern).absolute()]
-    found = [Path(file).absolute() for file in sorted(glob.glob(pattern, recursive=True))]
-    if not found:
-        raise ArgumentError(f"column {name!r}: no file matches {pattern!r} in {os.getcwd()}")
-    return found
-
-
-def _raw_file(path: Path, raw: Raw) -> ArrayFile:
-    """A raw file, its rows counted from its size where they are not given."""
-    dtype, shape = np.dtype(raw.dtype), tuple(raw.shape)
-    if refused := why_refused(dtype):
-        raise ArgumentError(f"Raw: {refused}")
-    if not shape or min(shape[1:], default=1) < 1 or shape[0] < -1 or shape[0] == 0 or dtype.itemsize == 0:
-        raise ArgumentError(f"Raw: expected a shape of positive lengths, the first perhaps -1, got {shape} of {dtype}")
-    _, file_bytes = read_bytes(path, 0, 0)
-    row = ArrayFile(path, dtype, (1, *shape[1:]))
-    if shape[0] == -1:
-        if file_bytes == 0 or file_bytes % row.row_bytes:
-            raise FormatError(
-                f"{path}: expected a multiple of {row.row_bytes} bytes (rows of shape {shape[1:]} of {dtype}), "
-                f"got {file_bytes}: check dtype and shape, or write the file again"
-            )
-        shape = (file_bytes // row.row_bytes, *shape[1:])
-    array = ArrayFile(path, dtype, shape)
-    check_file_bytes(array, file_bytes)
-    return array

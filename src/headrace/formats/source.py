@@ -20,7 +20,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 # (start, stop, out): see Source.prepare
 ReadPart: TypeAlias = Callable[[int, int, Mapping[str, Array]], Mapping[str, Array]]
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 8 << 20
 _LARGEST_BLOCK_BYTES = 64 << 20
 _MOST_BLOCKS = 1 << 20
 
@@ -176,9 +176,9 @@ def _is_plain(array: Array) -> bool:
 
 
 def uniform_blocks(samples: int, sample_bytes: int) -> Blocks:
-    """Cuts equal-sized samples into blocks of about 4 MiB; samples above that are blocks of their own.
+    """Cuts equal-sized samples into blocks of about 8 MiB; samples above that are blocks of their own.
 
-    Beyond 4 TiB the blocks grow instead of exceeding 2**20 in number, up to 64 MiB each.
+    Beyond 8 TiB the blocks grow instead of exceeding 2**20 in number, up to 64 MiB each.
     """
     return blocks_within(np.array([samples], np.int64), block_length(samples, sample_bytes), sample_bytes)
 

@@ -34,7 +34,7 @@ from headrace.storage.local import LocalFile, OpenFiles, open_limit, read_bytes
 from headrace.storage.memory import available_bytes
 from headrace.storage.objects import RangeRead, StoredObject
 from headrace.storage.ranges import BLOCK_BYTES, align, coalesce, split
-from headrace.storage.residency import Residency
+from headrace.storage.residency import Residency, is_consecutive
 from headrace.storage.store import Store
 from headrace.storage.transfers import Transfer
 from headrace.storage.urls import is_url, protocol_of, shown
@@ -54,6 +54,7 @@ __all__ = [
     "cancellable",
     "check_cancelled",
     "coalesce",
+    "is_consecutive",
     "is_url",
     "open_limit",
     "protocol_of",

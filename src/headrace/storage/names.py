@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from headrace.errors import ArgumentError, DependencyError, StorageError
@@ -40,14 +41,18 @@ def expand(patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], 
 def _expand_local(pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):
-        return [os.path.abspath(pattern)]
+        return [_absolute(pattern)]
     found: list[str] = []
     for name in expand_braces(pattern):
         matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        found += map(os.path.abspath, matches)
+        found += map(_absolute, matches)
     if not found:
         raise ArgumentError(f"no file matches {pattern!r} in {os.getcwd()}")
     return found
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())  # ".." stays: behind a link it is not what the text suggests
 
 
 def _listed(pattern: str, filesystems: Filesystems) -> list[str]:

@@ -146,8 +146,12 @@ class Residency:
 
 
 def is_consecutive(sample_ids: Ids) -> bool:
-    """Whether each sample follows the one before it."""
-    return int(sample_ids[-1] - sample_ids[0]) == len(sample_ids) - 1 and bool((np.diff(sample_ids) == 1).all())
+    """Whether there are samples, and each follows the one before it."""
+    return (
+        len(sample_ids) > 0
+        and int(sample_ids[-1] - sample_ids[0]) == len(sample_ids) - 1
+        and bool((np.diff(sample_ids) == 1).all())
+    )
 
 
 def is_resident(ranges: Ranges) -> bool | None:

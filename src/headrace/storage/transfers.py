@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from headrace.errors import StorageError
 from headrace.storage.cancellation import POLL_SECONDS, ReadCancelled, check_cancelled
 from headrace.storage.objects import RangeRead
 
@@ -220,11 +221,13 @@ class TransferQueue:
             thread = threading.Thread(target=self._work, name="headrace-io", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system gives no more threads: those that there are do the work
+            except RuntimeError as error:  # the system gives no more threads: those that there are do the work
                 with self._lock:
                     self._threads -= count - started
-                    if self._threads == 0:
-                        raise
+                    left = [] if self._threads else [*self._urgent, *self._ahead]
+                for part in left:
+                    if part.take():
+                        part.release(StorageError(f"cannot read {part.read}: no thread can be started: {error}"))
                 return
 
     def _work(self) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch.utils.data import default_collate
 
 from headrace.datasets.batches import Batch, BatchForm, with_valid
-from headrace.errors import ArgumentError, SampleError
+from headrace.errors import ArgumentError, SampleError, StorageError
 from headrace.formats import Array, Ids, ReadPart, Source
 from headrace.loader.plan import Group, Step
 from headrace.loader.pool import Pool
@@ -131,6 +131,11 @@ class BatchReader:
         start = bounds[0]
         try:
             columns = part(start, bounds[-1], self._pool.lend(bounds[-1] - start))
+        except StorageError:
+            # it says what and where, and may have taken minutes of attempts
+            if self._skipped is None:
+                raise
+            return None
         except Exception:  # noqa: BLE001 (read by step, it comes again)
             return None
         return self._form.batches(columns, [bound - start for bound in bounds])
@@ -177,6 +182,9 @@ class BatchReader:
     def _name_sample(self, error: Exception, ids: Ids) -> None:
         """Adds to an error which sample it belongs to, where it does not tell: the first that cannot be read alone."""
         if isinstance(error, SampleError) or hasattr(error, "__notes__"):
+            return
+        if isinstance(error, StorageError):  # not read again: it names the place, and may have taken minutes
+            error.add_note(f"while reading {_listed(ids)}")
             return
         for sample_id in ids.tolist():
             try:

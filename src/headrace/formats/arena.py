@@ -82,6 +82,8 @@ class Arena:
         available: Callable[[], int] = available_bytes,
     ) -> None:
         self.slots = max(1, min(slots, blocks, _MOST_SLOTS))
+        # Half of them, so that a read always finds one for what it misses; it misses nothing where all have room.
+        self._most_ahead = self.slots if self.slots == blocks else max(1, self.slots // 2)
         self._start, self._available = start, available
         self._block_rows = np.int64(block_rows)
         # Untouched memory takes no room.
@@ -300,11 +302,11 @@ class Arena:
         return fills
 
     def _fetch_queued(self) -> None:
-        """Starts to fetch announced blocks, in up to half of the slots at once: the rest is for what reads miss."""
+        """Starts to fetch announced blocks, as many at once as may be."""
         self._next_look_at_queue = self._clock + int(self._block_rows) // 8 + 1
         self._settle()
         blocks: list[int] = []
-        room = max(1, self.slots // 2) - len(self._fills)
+        room = self._most_ahead - len(self._fills)
         while self._queue and len(blocks) < room:
             block = self._queue.popleft()
             self._is_queued[block] = False

@@ -73,6 +73,21 @@ def make_rows(folder: Path, samples: int, features: int = 256, classes: int = 10
     return files
 
 
+def make_shards(folder: Path, shards: int, rows: int, *, seed: int = 0) -> list[Path]:
+    """Files of one column, float32 (rows, 256): normal, the same for the same arguments; reused where they exist.
+
+    Raises:
+        StorageError: The disk is too full.
+    """
+    at = folder / f"shards-{shards}x{rows}-seed{seed}"
+    if not at.exists():
+        with _made_whole(at, shards * rows * 1024) as part:
+            for number in range(shards):
+                x = np.random.default_rng([seed, 2, number]).standard_normal((rows, 256), dtype=np.float32)
+                np.save(part / f"x-{number:02d}.npy", x)
+    return [at / f"x-{number:02d}.npy" for number in range(shards)]
+
+
 def make_digits(folder: Path) -> Files:
     """The 1 797 handwritten digits of 8 x 8 pixels that scikit-learn ships, as .npy; pixel values are 0..16."""
     at = folder / "digits"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from benchmarks import promises
 from benchmarks.limited import memory_can_be_limited
@@ -17,24 +17,26 @@ from headrace import bench
 from headrace.bench.extras import extra
 from headrace.errors import HeadraceError
 
+Where = TypeVar("Where")
+
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(Generic[Where]):
     """One promise.
 
     Attributes:
         name: What `--only` calls it.
         claim: What is measured against what.
         bound: The least value of a ratio, or the most of a cost.
-        unit: "%" or "x" for ratios; "ns", "ms", "MB" for costs.
-        values: Measures it.
+        unit: "%" or "x" for ratios; "ns", "ms", "MB", "x CPU" for costs.
+        values: Measures it, told where.
     """
 
     name: str
     claim: str
     bound: float
     unit: str
-    values: Callable[[Bench], list[float]]
+    values: Callable[[Where], list[float]]
 
     @property
     def is_cost(self) -> bool:
@@ -56,7 +58,7 @@ class Target:
 class Result:
     """What was measured; without values, the reason, and whether that breaks the promise."""
 
-    target: Target
+    target: Target[Any]
     values: list[float]
     reason: str = ""
     broken: bool = False
@@ -90,7 +92,7 @@ class Result:
         }
 
 
-def targets() -> Iterator[Target]:
+def targets() -> Iterator[Target[Bench]]:
     """Every promise."""
     for batch_size, floors in ((256, (0.75, 0.60)), (2048, (0.80, 0.70))):
         for num_workers, floor in zip((0, 2), floors, strict=True):
@@ -197,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Wrote {given.out / 'targets.jsonl'}.")
 
 
-def _measure(target: Target, where: Bench, *, limited: bool) -> Result:
+def _measure(target: Target[Bench], where: Bench, *, limited: bool) -> Result:
     if target.name.startswith("cold-larger") and not limited:
         return Result(target, [], "no memory group can be made here")
     try:

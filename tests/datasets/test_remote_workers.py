@@ -24,9 +24,7 @@ def remote(s3, tmp_path_factory):
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_workers_read_the_store_with_clients_of_their_own_however_they_start(remote, start):
     dataset, x = remote
-    torch.testing.assert_close(
-        dataset[[3, 599, 0]]["x"], x[[3, 599, 0]]
-    )  # so the parent has a client
+    torch.testing.assert_close(dataset[[3, 599, 0]]["x"], x[[3, 599, 0]])  # so the parent has a client
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, num_workers=2, multiprocessing_context=start)
     torch.testing.assert_close(torch.cat([batch["x"] for batch in loader]), x)
     torch.testing.assert_close(dataset[599]["x"], x[599])  # and still serve the parent

@@ -219,13 +219,15 @@ def test_an_error_is_raised_to_those_who_wait_and_the_next_read_tries_again(stor
     assert not made._columns["x"]._memory().arena._pins.any()
 
 
-def test_an_error_while_reading_ahead_is_forgotten_when_the_block_is_read(store):
+def test_an_error_while_reading_ahead_is_raised_by_the_read_that_needs_the_block_and_no_later_one(store):
     made = open_x(store)
     store.failing.add(f"{BASE}/x.npy")
     made.prefetch([0, 100])
     for transfer in store.transfers:
         transfer.wait_released()
     store.failing.clear()
+    with pytest.raises(StorageError, match="as the test wants it"):
+        made.read([0, 100])
     assert read_right(made, [0, 100])
 
 

@@ -12,13 +12,14 @@ Guarantees:
     - A thread waits for transfers with slots pinned, but never for a slot: it takes as many blocks as it can have,
       waits for those, gathers, unpins, and begins the next round. Who holds pins in two arenas has asked in both before
       waiting in either, and finishes in one order. So whoever waits for a slot waits for transfers only, which end.
-    - A transfer that fails leaves its block absent: those who wait for it get the error, and the next read tries again.
+    - A transfer that fails leaves its block absent: those who wait for it get the error, or, where nobody waits, the
+      next read that needs it; the read after that tries again.
     - An arena belongs to the process that made it. Dropping it frees its memory when the last transfer has ended.
 """
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition, Lock
 from typing import TypeAlias
 
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.formats.source import Ids
+from headrace.formats.steps import Steps
 from headrace.storage import Transfer, available_bytes, check_cancelled
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -38,9 +40,6 @@ _BYTES_BETWEEN_LOOKS = 64 << 20
 # How long a wait for a slot lasts before it is looked for again: a transfer that releases its memory tells nobody.
 _SLOT_SECONDS = 0.01
 
-
-# A read, step by step: the first asks for bytes and doesn't wait, the others wait for them.
-Steps: TypeAlias = Generator[None, None, None]
 
 # Starts to fill memory (uint8, a slot each) with blocks, perhaps before all others, and doesn't wait. Where it raises,
 # nothing is written.
@@ -102,6 +101,7 @@ class Arena:
         self._in_use = 0  # slots that ever were
         self._in_use_at_next_look = 0
         self._fills: dict[int, _Fill] = {}  # by block: on their way
+        self._failed: dict[int, Transfer] = {}  # by block: fetched ahead in vain, and not needed yet
         self._ending: list[_Fill] = []  # filled, failed or given up, but the memory is not released yet
         self._queue: deque[int] = deque()
         self._is_queued = np.zeros(blocks, np.bool_)
@@ -228,6 +228,7 @@ class Arena:
         with self._lock:
             self._settle()
             self._queue.clear()
+            self._failed.clear()
             self._is_queued[:] = False
             for block, fill in list(self._fills.items()):
                 if self._pins[fill.slot] == 0:
@@ -270,6 +271,9 @@ class Arena:
                     absent.append(i)
                 else:
                     self._pin_fill(i, fill, slots, fills)
+            failed = [self._failed.pop(block) for block in wanted[absent].tolist() if block in self._failed]
+            for transfer in failed:
+                transfer.wait()  # raises what fetching it ahead met
             started = self._fetch(wanted[absent].tolist(), urgent=True)
             for i, fill in zip(absent, started, strict=False):
                 self._pin_fill(i, fill, slots, fills)
@@ -356,6 +360,8 @@ class Arena:
             if fill.transfer.done:
                 if not fill.transfer.failed:
                     self._slot_of[block] = fill.slot
+                elif not fill.urgent:
+                    self._failed[block] = fill.transfer
                 self._end(block, fill)
         if self._ending:
             released = [fill.slot for fill in self._ending if fill.transfer.released]
@@ -376,20 +382,6 @@ def _smallest(slots: Ids, keys: Ids, count: int) -> list[int]:
         slots = slots[np.argpartition(keys, count - 1)[:count]] if count else slots[:0]
     chosen: list[int] = slots.tolist()
     return chosen
-
-
-def together(readings: Sequence[Steps]) -> Steps:
-    """Several reads as one: all of them ask for their bytes before any is waited for, in their order."""
-    try:
-        for reading in readings:
-            next(reading, None)
-        yield
-        for reading in readings:
-            for _ in reading:
-                pass
-    finally:
-        for reading in readings:
-            reading.close()
 
 
 def is_in_order(places: Ids) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import ArgumentError
-from headrace.formats.arena import together
 from headrace.formats.column_files import ColumnFiles, Raw, names_below_root, open_columns
 from headrace.formats.file_column import FileColumn, rows_by_file
 from headrace.formats.memory import same_length
@@ -26,6 +25,7 @@ from headrace.formats.source import (
     check_out,
     fingerprint,
 )
+from headrace.formats.steps import together
 from headrace.formats.stored_column import StoredColumn
 from headrace.formats.stored_memory import default_memory_bytes, store_columns
 from headrace.storage import LocalFile, Residency, Store, StoredObject, open_limit

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from headrace.formats.arena import Arena, Bytes, Steps, together
+from headrace.formats.arena import Arena, Bytes
 from headrace.formats.dtypes import native
 from headrace.formats.npy import ArrayFile
 from headrace.formats.source import Array, Column, Ids
+from headrace.formats.steps import Steps, together
 from headrace.formats.stored_rows import GAP_BYTES, RowRange, StoredRows
 from headrace.storage import Store, is_consecutive
 

@@ -3,14 +3,15 @@
 Guarantees: one `Filesystems` belongs to one process; whoever forks makes a new one. It may be used from any thread.
 """
 
+import contextlib
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from headrace.errors import DependencyError, StorageError
+from headrace.errors import DependencyError, HeadraceError, StorageError
 from headrace.storage.urls import protocol_of, redact, secrets_of, shown
 
 S3 = ("s3", "s3a")
@@ -33,6 +34,16 @@ _USED_SECONDS = 600
 _PLACES = ("endpoint_url", "host", "port", "account_name", "project", "fo", "target_protocol")
 # What fsspec's S3 options mean for each request, which a signed URL doesn't carry.
 _UNSIGNED_S3 = ("requester_pays", "version_aware", "s3_additional_kwargs")
+
+
+@contextlib.contextmanager
+def without_causes() -> Iterator[None]:
+    """Takes from errors what led to them: the exceptions of clients, which hold requests with all that was signed."""
+    try:
+        yield
+    except HeadraceError as error:
+        error.__cause__ = error.__context__ = None
+        raise
 
 
 class Filesystems:

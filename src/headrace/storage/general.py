@@ -5,6 +5,7 @@ asynchronous are used by one thread at a time.
 """
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -71,9 +72,9 @@ class FsspecRanges:
         with self._translated(), part.abortable(lambda: part.release(ReadCancelled())):
             fs, path = self._filesystems.resolve(read.source.url)
             data = self._cat(fs, path, read.offset, read.stop, part.attempts)
+            self._check_unchanged(read.source, self._info(fs, path))
             if len(data) != len(read.out):
                 raise _misfit(data, len(read.out), read.source.object_bytes)
-            self._check_unchanged(read.source, self._info(fs, path))
         part.write(data)
         self._count("received_bytes", len(data))
 
@@ -129,7 +130,12 @@ class FsspecRanges:
                 self._filesystems.forget()
                 return Fault("resigned", said, at_most=_MISFITS)
             return Refused(f"no permission to read it: {said}")
-        if isinstance(status, int) and 400 <= status < 500 and status not in _AGAIN:
+        is_beyond = isinstance(error, OSError) and error.errno == errno.EINVAL and "range" in said.lower()
+        if status == 416 or is_beyond:
+            return Refused(f"it is shorter than when it was opened: {said}")
+        if status == 400:  # aiohttp says so too of an answer that it can't read
+            return Fault("bad-request", said, at_most=_MISFITS)
+        if isinstance(status, int) and 400 < status < 500 and status not in _AGAIN:
             return Refused(said)
         if isinstance(error, NotImplementedError | TypeError | AttributeError):
             return Refused(f"the filesystem can't do it: {said}")

@@ -108,7 +108,7 @@ class HttpRanges:
                 raise self._without_range(response)
             _check_answer(response, start, read.stop, read.source)
             self._receive(response, part)
-            return True
+            return not response.chunked  # its last chunk has not been read
 
         headers = {"Range": f"bytes={start}-{read.stop - 1}", **_condition(read.source.version)}
         self._ask(read.source.url, headers, receive, part)

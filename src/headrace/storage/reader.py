@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from headrace.errors import StorageError
-from headrace.storage.access import Filesystems
+from headrace.storage.access import Filesystems, without_causes
 from headrace.storage.cache import DiskCache
 from headrace.storage.cancellation import POLL_SECONDS, check_cancelled
 from headrace.storage.checksum import crc32
@@ -91,9 +91,15 @@ class Reader:
         ranges = self._ranges(url)
         # a wrong address should be told before one loses patience
         seconds = min(self._patience.deadline_seconds, _OPENING_SECONDS)
-        return self._persist(
-            lambda: ranges.probe(url), url, f"cannot open {shown(url)}", seconds, check=check_cancelled, pause=_pause
-        )
+        with without_causes():
+            return self._persist(
+                lambda: ranges.probe(url),
+                url,
+                f"cannot open {shown(url)}",
+                seconds,
+                check=check_cancelled,
+                pause=_pause,
+            )
 
     def start(self, reads: Sequence[RangeRead], *, urgent: bool) -> list[Transfer]:
         """Begins to read; see `Store.start`."""
@@ -104,7 +110,8 @@ class Reader:
     def _run(self, part: Part) -> None:
         """Reads a part, in a thread of the queue; what goes wrong is told to those who wait for it."""
         try:
-            self._read(part)
+            with without_causes():
+                self._read(part)
             part.fill()
         except BaseException as error:  # noqa: BLE001 (raised to those who wait)
             part.release(error)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ArgumentError
+from headrace.storage.access import without_causes
 from headrace.storage.cache import DiskCache
 from headrace.storage.faults import Patience
 from headrace.storage.names import expand
@@ -120,7 +121,8 @@ class Store:
             DependencyError: A package is missing; the text names the pip line.
             StorageError: A store cannot be listed.
         """
-        return expand(patterns, self._reader.filesystems)
+        with without_causes():
+            return expand(patterns, self._reader.filesystems)
 
     def open(self, urls: Sequence[str]) -> list[StoredObject]:
         """Pins objects: every later read makes sure that length and version are still the same.

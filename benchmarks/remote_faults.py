@@ -78,18 +78,18 @@ def served(data_dir: Path, shard_rows: int) -> Iterator[tuple[list[Path], list[s
         yield paths, [f"{proxy.url}/{path.name}" for path in paths], proxy
 
 
-def faults(data_dir: Path, shard_rows: int) -> Iterator[Outcome]:
+def faults(data_dir: Path, shard_rows: int, names: Sequence[str] = FAULTS) -> Iterator[Outcome]:
     """An epoch under each fault, at 5 % of the requests."""
     with served(data_dir, shard_rows) as (paths, urls, proxy):
         expected = checksum(paths)
-        for fault in FAULTS:
+        for fault in names:
             proxy.clear()
             dataset, store = _dataset(urls)
             for how in ({"times": 1, "after": 2}, {"times": None, "share": SHARE}):  # one for sure
                 proxy.inject(fault, **how, seconds=2 * STALL_SECONDS, bytes_per_second=1000)
             read = functools.partial(_checksum_of_ranges, store, urls, paths) if fault in UNSEEN else None
             epoch = read or functools.partial(_checksum_of, dataset)
-            outcome = _outcome(epoch, None if fault in REFUSED else expected)
+            outcome = outcome_of(epoch, None if fault in REFUSED else expected)
             yield Outcome(fault, _injected(proxy, fault), _retries(store), *outcome)
 
 
@@ -107,7 +107,7 @@ def stopped(data_dir: Path, shard_rows: int) -> Outcome:
                 back.start()
 
         try:
-            outcome = _outcome(functools.partial(_checksum_of, dataset, stop), checksum(paths))
+            outcome = outcome_of(functools.partial(_checksum_of, dataset, stop), checksum(paths))
         finally:
             back.join()
         seconds, is_right, text = outcome
@@ -232,7 +232,7 @@ def _checksum_of_ranges(store: hr.Store, urls: Sequence[str], paths: Sequence[Pa
     return found
 
 
-def _outcome(epoch: Callable[[], int], expected: int | None) -> tuple[float, bool, str]:
+def outcome_of(epoch: Callable[[], int], expected: int | None) -> tuple[float, bool, str]:
     """What an epoch that should have a checksum, or None for an error, took; whether it did; and how it ended."""
     began = time.perf_counter()
     try:

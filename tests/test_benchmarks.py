@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import targets
+from benchmarks import remote, remote_faults, targets
 from benchmarks.arguments import parse
 from benchmarks.data import CHUNK_BYTES, make_digits, make_rows
 from benchmarks.digits import score, train_and_score
@@ -230,3 +230,34 @@ def test_the_help_of_the_command_says_what_it_does(root, environment):
     command = [sys.executable, "-m", "benchmarks", "--help"]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
     assert "--batch-sizes" in run.stdout
+
+
+def test_the_promises_of_stored_data_are_measured_and_recorded(tmp_path, capsys):
+    small = ["--shard-rows", "4096", "--repetitions", "1", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    remote.main(["--only", "stream-http", "cpu-http", "cached", *small])
+    printed = capsys.readouterr().out
+    lines = records(tmp_path / "out" / "remote.jsonl")
+    assert [line["name"] for line in lines] == ["stream-http", "cpu-http", "cached-epoch", "cached-ranges"]
+    assert all(line["values"][0] > 0 for line in lines)
+    assert all(line["name"] in printed for line in lines)
+    assert re.search(r"\d of 4 promises kept; 16 requests at once on both sides", printed)
+
+
+def test_an_epoch_through_a_fault_tells_how_it_ended(tmp_path):
+    outcomes = {one.name: one for one in remote_faults.faults(tmp_path, 256, ["reset-in-body", "not-found"])}
+    assert all(one.is_right and one.injected > 0 for one in outcomes.values())
+    assert outcomes["reset-in-body"].text == "bytes identical"
+    assert outcomes["reset-in-body"].retries == outcomes["reset-in-body"].injected
+    assert outcomes["not-found"].text.startswith("StorageError: there is no such object: HTTP 404")
+    assert "reset-in-body" in str(outcomes["reset-in-body"].as_dict())
+
+
+def test_wrong_bytes_and_a_missing_error_are_not_called_right():
+    assert remote_faults.outcome_of(lambda: 1, 2)[1:] == (False, "WRONG BYTES")
+    assert remote_faults.outcome_of(lambda: 1, None)[1:] == (False, "NO ERROR")
+
+
+def test_a_promise_of_stored_data_that_does_not_exist_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        remote.main(["--only", "stream-ftp"])
+    assert "no such promise; the names are stream-http, cpu-http" in capsys.readouterr().err

@@ -21,6 +21,19 @@ def blocks_of(text: str) -> list[str]:
     return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
 
 
+@pytest.fixture
+def _bucket(s3, tmp_path, monkeypatch):
+    """What the README finds in S3, and the credentials in the environment, where S3's own clients look for them."""
+    for i in range(4):
+        np.save(tmp_path / "part.npy", np.full((50, 16), i, np.float32))
+        s3.put("data", f"train/x-{i:02d}.npy", (tmp_path / "part.npy").read_bytes())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.mark.usefixtures("_bucket")
 def test_every_python_block_runs_after_those_before_it(readme, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

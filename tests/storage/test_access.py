@@ -1,0 +1,137 @@
+"""Signed URLs, and which URLs headrace reads by itself."""
+
+import pytest
+
+from headrace.errors import StorageError
+from headrace.storage.access import Filesystems
+from headrace.storage.faults import Fault, Patience
+from headrace.storage.http_ranges import HttpRanges
+
+
+class Signer:
+    """Signs as often as it is asked, each time with another signature."""
+
+    def __init__(self) -> None:
+        self.signed = 0
+
+    def sign(self, url: str, expiration: int) -> str:
+        self.signed += 1
+        return f"http://store.test/{url.removeprefix('s3://')}?X-Amz-Signature=secret{self.signed}"
+
+
+@pytest.fixture
+def clock():
+    return [1000.0]
+
+
+@pytest.fixture
+def signer(monkeypatch):
+    made = Signer()
+    monkeypatch.setattr(Filesystems, "_signer", lambda self, protocol: made)
+    return made
+
+
+def test_a_signed_url_is_used_for_some_minutes_and_then_signed_again(signer, clock):
+    filesystems = Filesystems({}, clock=lambda: clock[0])
+    addresses = []
+    for _ in range(3):
+        addresses += [filesystems.address("s3://bucket/x.npy") for _ in range(2)]
+        clock[0] += 601
+    assert [address[-1] for address in addresses] == ["1", "1", "2", "2", "3", "3"]
+
+
+def test_each_object_has_a_signature_of_its_own(signer):
+    filesystems = Filesystems({})
+    assert filesystems.address("s3://bucket/x.npy") != filesystems.address("s3://bucket/y.npy")
+
+
+def test_a_signature_that_is_of_no_use_any_more_is_forgotten(signer):
+    filesystems = Filesystems({})
+    filesystems.address("s3://bucket/x.npy")
+    filesystems.forget_address("s3://bucket/x.npy")
+    assert filesystems.address("s3://bucket/x.npy").endswith("secret2")
+
+
+def test_another_region_makes_another_signer(monkeypatch):
+    regions = []
+
+    def signer(self, protocol):
+        regions.append(self._region)
+        return Signer()
+
+    monkeypatch.setattr(Filesystems, "_signer", signer)
+    filesystems = Filesystems({})
+    filesystems.address("s3://bucket/x.npy")
+    filesystems.forget_address("s3://bucket/x.npy", "eu-west-1")
+    filesystems.address("s3://bucket/x.npy")
+    assert regions == [None, "eu-west-1"]
+
+
+def test_a_bucket_in_another_region_is_asked_there(signer, range_server, tmp_path):
+    filesystems = Filesystems({})
+    ranges = HttpRanges(filesystems, Patience(), lambda name, number: None)
+
+    class Elsewhere:
+        status, reason = 301, "Moved Permanently"
+
+        def getheader(self, name, default=None):
+            return {"x-amz-bucket-region": "eu-west-1"}.get(name, default)
+
+        def read(self, most):
+            return b"<Error><Code>PermanentRedirect</Code></Error>"
+
+    def exchange(*_):
+        ranges._judge(Elsewhere())
+
+    ranges._exchange = exchange
+    with pytest.raises(Fault, match="the bucket is in eu-west-1") as caught:
+        ranges.probe("s3://bucket/x.npy")
+    assert caught.value.kind == "resigned"
+    assert filesystems._region == "eu-west-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "is_direct"),
+    [
+        ("s3://bucket/x.npy", {}, True),
+        ("s3://bucket/x.npy", {"anon": True, "endpoint_url": "http://store.test"}, True),
+        ("s3://bucket/x.npy", {"requester_pays": True}, False),
+        ("s3://bucket/x.npy", {"version_aware": True}, False),
+        ("s3://bucket/x.npy", {"client_kwargs": {"verify": "/ca.pem"}}, False),
+        ("simplecache::s3://bucket/x.npy", {}, False),
+        ("https://host.test/x.npy", {}, True),
+        ("https://host.test/x.npy", {"headers": {"Authorization": "Bearer token"}}, True),
+        ("https://host.test/x.npy", {"client_kwargs": {"trust_env": True}}, False),
+        ("gs://bucket/x.npy", {}, False),
+        ("memory://x.npy", {}, False),
+    ],
+)
+def test_urls_whose_options_only_a_client_understands_are_left_to_it(signer, url, options, is_direct):
+    assert Filesystems(options).is_direct(url) is is_direct
+
+
+def test_a_store_behind_the_systems_proxy_is_left_to_its_own_client(signer, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert not Filesystems({}).is_direct("s3://bucket/x.npy")
+    monkeypatch.setenv("no_proxy", "store.test")
+    assert Filesystems({}).is_direct("s3://bucket/x.npy")
+
+
+def test_what_identifies_an_object_holds_no_signature_but_where_it_is(signer):
+    assert Filesystems({}).identity("s3://bucket/x.npy") == "http://store.test/bucket/x.npy?"
+    one, other = (Filesystems({"endpoint_url": f"http://{host}"}) for host in ("a", "b"))
+    assert one.identity("gs://bucket/x.npy") != other.identity("gs://bucket/x.npy")
+    assert Filesystems({}).identity("http://me:pass@host.test/x?v=2") == "http://host.test/x?v=2"
+
+
+def test_credentials_that_are_not_there_are_named_with_what_to_do(monkeypatch):
+    class NoCredentials:
+        def sign(self, url, expiration):
+            raise RuntimeError("Unable to locate credentials for key=AKIASECRET")
+
+    monkeypatch.setattr(Filesystems, "_signer", lambda self, protocol: NoCredentials())
+    with pytest.raises(StorageError, match="cannot sign a request for s3://bucket/x.npy: ") as caught:
+        Filesystems({"key": "AKIASECRET"}).address("s3://bucket/x.npy")
+    assert '"anon": True' in str(caught.value)
+    assert "AKIASECRET" not in str(caught.value)

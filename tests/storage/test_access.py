@@ -131,7 +131,7 @@ def test_credentials_that_are_not_there_are_named_with_what_to_do(monkeypatch):
             raise RuntimeError("Unable to locate credentials for key=AKIASECRET")
 
     monkeypatch.setattr(Filesystems, "_signer", lambda self, protocol: NoCredentials())
-    with pytest.raises(StorageError, match="cannot sign a request for s3://bucket/x.npy: ") as caught:
+    with pytest.raises(StorageError, match=r"cannot sign a request for s3://bucket/x\.npy: ") as caught:
         Filesystems({"key": "AKIASECRET"}).address("s3://bucket/x.npy")
     assert '"anon": True' in str(caught.value)
     assert "AKIASECRET" not in str(caught.value)

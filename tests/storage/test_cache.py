@@ -15,7 +15,7 @@ from headrace.errors import StorageError
 from headrace.storage import cache as cache_module
 from headrace.storage.cache_block import HEADER_BYTES
 from headrace.storage.checksum import crc32
-from headrace.storage.file_lock import Patience, take_lock
+from headrace.storage.file_lock import LockPatience, take_lock
 from tests.storage.checked_cache import (
     BLOCK,
     OCCUPIED,
@@ -186,7 +186,7 @@ def test_who_waits_for_another_looks_again_in_growing_pauses_until_the_block_is_
             claim.close()
             holder.read("a")
 
-    cache = Cache(folder, patience=Patience(wait=wait))
+    cache = Cache(folder, patience=LockPatience(wait=wait))
     claim = take_lock(part_of(folder, "a"))
     cache.read("a", check=lambda: checks.append(len(pauses)))
     assert pauses == [0.005, 0.01, 0.02, 0.04, 0.05, 0.05]
@@ -195,7 +195,7 @@ def test_who_waits_for_another_looks_again_in_growing_pauses_until_the_block_is_
 
 
 def test_who_waits_fetches_the_block_when_its_holder_has_failed(folder):
-    cache = Cache(folder, patience=Patience(wait=lambda seconds: claim.close()))
+    cache = Cache(folder, patience=LockPatience(wait=lambda seconds: claim.close()))
     claim = take_lock(part_of(folder, "a"))
     cache.read("a")
     cache.read("a")
@@ -215,7 +215,7 @@ def test_who_waits_may_give_up(cache, folder):
 
 def test_patience_has_an_end_after_which_the_block_is_fetched_and_not_kept(folder, caplog):
     pauses = []
-    cache = Cache(folder, patience=Patience(patience_seconds=0.1, wait=pauses.append))
+    cache = Cache(folder, patience=LockPatience(patience_seconds=0.1, wait=pauses.append))
     filled = []
     with take_lock(part_of(folder, "a")):
         cache.read("a", filled=lambda: filled.append(True))
@@ -223,6 +223,31 @@ def test_patience_has_an_end_after_which_the_block_is_fetched_and_not_kept(folde
     assert filled == [True]
     assert cache.counts == {"cache_misses": 1, "cache_unwritten": 1}
     assert "another has been at it for 0.1 s" in caplog.text
+
+
+def test_a_process_that_is_stuck_is_waited_for_once_and_not_for_every_block(folder):
+    pauses = []
+    cache = Cache(folder, patience=LockPatience(patience_seconds=0.1, wait=pauses.append))
+    with take_lock(part_of(folder, "a")), take_lock(part_of(folder, "b")):
+        cache.read("a")
+        waited = sum(pauses)
+        cache.read("b")  # another that it is at
+        assert sum(pauses) == waited
+    cache.read("c")  # what nobody is at is kept
+    cache.read("c")
+    assert cache.counts == {"cache_misses": 3, "cache_unwritten": 2, "cache_hits": 1}
+
+
+def test_an_account_that_is_held_by_a_stuck_process_is_waited_for_once(folder):
+    pauses = []
+    cache = Cache(folder, patience=LockPatience(patience_seconds=0.1, wait=pauses.append))
+    with take_lock(f"{folder}/usage"):
+        cache.read("a")
+        waited = sum(pauses)
+        assert waited > 0
+        cache.read("b")
+        assert sum(pauses) < 2 * waited + 0.1  # only for giving back what was reserved for it
+    assert cache.counts == {"cache_misses": 2, "cache_unwritten": 2}
 
 
 def test_the_part_of_a_process_that_died_is_taken_over(cache, folder):

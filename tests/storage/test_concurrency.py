@@ -73,3 +73,23 @@ def test_a_request_waits_for_its_turn_and_a_wait_can_be_given_up():
         assert not got.is_set()
     thread.join(20)
     assert got.is_set()
+
+
+def test_turns_come_in_the_order_in_which_they_were_asked_for():
+    server = Concurrency(1)
+    order: list[int] = []
+
+    def take(number: int) -> None:
+        with server.slot(lambda: None):
+            order.append(number)
+
+    threads = []
+    with server.slot(lambda: None):
+        for number in range(8):
+            threads.append(threading.Thread(target=take, args=(number,)))
+            threads[-1].start()
+            while len(server._waiting) <= number:
+                threads[-1].join(0.001)
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(8))

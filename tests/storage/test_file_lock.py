@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from headrace.storage.file_lock import FileLock, Patience, take_lock
+from headrace.storage.file_lock import FileLock, LockPatience, take_lock
 from tests.storage.checked_cache import run_threads
 
 
@@ -55,4 +55,4 @@ def test_locks_are_closed_in_the_end_and_never_given_to_other_programs(tmp_path)
 
 
 def test_patience_looks_once_at_least():
-    assert list(itertools.islice(Patience(patience_seconds=0).attempts(), 5)) == [None]
+    assert list(itertools.islice(LockPatience(patience_seconds=0).attempts(), 5)) == [None]

@@ -41,7 +41,7 @@ def test_an_object_overwritten_before_a_resume_is_an_error_not_a_mixture(way):
 
 @pytest.mark.parametrize("length", [len(BYTES) - 100, STOP - 10, 10])
 def test_an_object_that_became_shorter_is_an_error(way, length):
-    store, source = way.open(patience=patience(deadline_seconds=1.0))
+    store, source = way.open(patience=patience(deadline_seconds=8.0))
     way.write(BYTES[:length])
     with pytest.raises(StorageError, match=r"it has changed since|it is shorter than"):
         read(store, source)

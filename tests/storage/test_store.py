@@ -5,13 +5,15 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+from dataclasses import replace
 
 import fsspec
 import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError, DependencyError, StorageError
-from headrace.storage import BLOCK_BYTES, RangeRead, Store, StoredObject
+from headrace.storage import BLOCK_BYTES, RangeRead, ReadCancelled, Store, StoredObject, cancellable
 from headrace.storage.faults import Fault, Patience, Refused
 
 QUICK = Patience(deadline_seconds=5.0, stall_seconds=1.0, first_pause_seconds=0.001, longest_pause_seconds=0.01)
@@ -195,6 +197,102 @@ def test_confirmed_reads_go_on_until_two_answers_agree():
     assert (read(store, StoredObject("memory://x", 100), 0, 10) == 1).all()
     assert answers == []
     assert store.counts() == {"retries": 1, "retries_disagreement": 1}
+
+
+def test_answers_that_never_agree_end_in_an_error():
+    numbers = iter(range(1, 256))
+
+    class Lying:
+        def read(self, part) -> None:
+            part.write(bytes([next(numbers)]) * 10)
+
+    store = Store(confirm=True, patience=QUICK)
+    store._reader._general = Lying()
+    with pytest.raises(StorageError, match="got other bytes in each of 6 answers\n  gave up after 5 attempts"):
+        read(store, StoredObject("memory://x", 100), 0, 10)
+
+
+def test_waiting_for_a_turn_while_the_server_throttles_does_not_count_for_the_deadline():
+    failures = [Fault("http-503", "busy", throttled=True)] * 3
+    store, flaky, source = flaky_store(*failures, patience=replace(QUICK, deadline_seconds=0.5))
+    server = store._reader._server("memory://x")
+    server.limit = 1.0
+    out = np.zeros(10, np.uint8)
+    with server.slot(lambda: None):
+        [transfer] = store.start([RangeRead(source, 0, out)])
+        assert not transfer._done.wait(1.0)  # longer than the deadline
+    transfer.wait()
+    assert flaky.calls == 4
+
+
+def test_what_was_given_up_counts_as_no_retry():
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def read(self, part) -> None:
+            begun.set()
+            assert go_on.wait(20)
+            raise Fault("connection", "aborted")
+
+    store = Store(patience=QUICK)
+    store._reader._general = Slow()
+    [transfer] = store.start([RangeRead(StoredObject("memory://x", 100), 0, np.zeros(10, np.uint8))])
+    assert begun.wait(20)
+    transfer.cancel()
+    go_on.set()
+    transfer.wait_released()
+    assert store.counts() == {}
+
+
+@pytest.mark.parametrize("urls", [1, 5])
+def test_opening_can_be_given_up_and_one_error_ends_the_others(urls):
+    release = threading.Event()
+
+    class Slow:
+        def probe(self, probe):
+            if probe.url.endswith("absent"):
+                raise Refused("there is no such object")
+            with probe.abortable(release.set):
+                assert release.wait(20)
+                probe.check()
+
+    store = Store(patience=QUICK)
+    store._reader._general = Slow()
+    with pytest.raises(ReadCancelled), cancellable(lambda: True):
+        store.open([f"memory://x{i}" for i in range(urls)])
+    assert release.wait(20)
+    release.clear()
+    with pytest.raises(StorageError, match="there is no such object"):
+        store.open(["memory://absent", *(f"memory://x{i}" for i in range(urls))])
+    assert release.wait(20)
+
+
+def test_interrupting_read_ranges_leaves_its_memory_alone_and_the_store_working(data, memory, monkeypatch):
+    store = Store(patience=QUICK, max_requests=4)
+    [source] = store.open(["memory://store-test/x.bin"])
+    start = threading.Thread.start
+    calls = iter(range(1000))
+
+    def interrupted(thread):
+        start(thread)
+        if threading.current_thread() is threading.main_thread() and next(calls) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    interrupts = 0
+    for _ in range(10):
+        out = np.zeros((20, 1000), np.uint8)
+        try:
+            store.read_ranges([RangeRead(source, 0, row) for row in out])
+        except KeyboardInterrupt:
+            interrupts += 1
+            left = out.copy()
+            out[:] = 1  # the caller's again
+            read(Store(), source, 0, 10)
+            assert (out == 1).all(), left
+    assert interrupts
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read(store, source, 0, 1000), data[:1000])
 
 
 def test_names_are_listed_by_code_point_and_lists_keep_their_order(tmp_path, memory):

@@ -1,5 +1,6 @@
 """Ranges on their way: order, bounds, threads that end, giving up."""
 
+import os
 import threading
 
 import numpy as np
@@ -228,3 +229,65 @@ def test_a_wait_ends_when_the_waiting_threads_work_is_no_longer_wanted():
         transfer.wait()
     gate.open()
     transfer.wait()  # the transfer itself goes on
+
+
+def test_an_interrupt_while_a_thread_starts_leaves_a_queue_that_works(monkeypatch):
+    gate = Gate(opened=True)
+    queue = TransferQueue(gate.run, max_requests=2, max_request_bytes=1000)
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    first = transfer_of(queue)
+    with pytest.raises(KeyboardInterrupt):
+        queue.put(first.parts, urgent=True)
+    monkeypatch.undo()
+    second = transfer_of(queue)
+    queue.put(second.parts, urgent=True)
+    for transfer in (first, second):
+        transfer.wait()
+    for thread in io_threads():
+        thread.join(SECONDS)
+    assert queue._threads == queue._bytes == 0
+
+
+def test_where_no_thread_can_be_started_reads_fail_and_the_next_ones_work(monkeypatch):
+    gate = Gate(opened=True)
+    queue = TransferQueue(gate.run, max_requests=2, max_request_bytes=1000)
+    start = threading.Thread.start
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    transfer = transfer_of(queue)
+    queue.put(transfer.parts, urgent=False)
+    with pytest.raises(StorageError, match="no thread can be started: can't start new thread"):
+        transfer.wait()
+    transfer.wait_released()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    transfer = transfer_of(queue)
+    queue.put(transfer.parts, urgent=False)
+    transfer.wait()
+
+
+def test_a_forked_child_is_told_that_its_parents_transfer_is_not_its_own():
+    gate = Gate()
+    queue = TransferQueue(gate.run, max_requests=1, max_request_bytes=1000)
+    transfer = transfer_of(queue)
+    queue.put(transfer.parts, urgent=False)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            transfer.wait()
+        except StorageError as error:
+            os._exit(0 if "belongs to the process that forked this one" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    gate.open()
+    transfer.wait()

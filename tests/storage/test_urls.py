@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from headrace.errors import ArgumentError
 from headrace.storage import urls
-from headrace.storage.urls import expand_braces, has_glob, is_url, protocol_of, redact, secrets_of, shown
+from headrace.storage.urls import (
+    expand_braces,
+    has_glob,
+    is_url,
+    links_of,
+    protocol_of,
+    redact,
+    secrets_of,
+    server_of,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +78,33 @@ def test_paths_may_be_path_objects():
         ("zip://x.npy::https://k:s@host/a.zip?sig=1", "zip://x.npy::https://host/a.zip?..."),
         ("zip://x.npy::/data/a.zip", "zip://x.npy::/data/a.zip"),
         ("https://host/x?token=ab::cd", "https://host/x?..."),
+        ("http://user:pa?ss@host/x", "http://host/x"),
+        ("http://user:pa#ss@host/x?y", "http://host/x?..."),
+        ("http://user:123?ss@host/x", "http://host/x"),
+        ("s3://AKIA:ab?c=d@bucket/x.npy", "s3://bucket/x.npy"),
+        ("https://me:pass@host/x?y=1", "https://host/x?..."),
+        ("https://host:80/x?y=a@b:c", "https://host:80/x?..."),
     ],
 )
 def test_people_see_a_url_without_credentials_and_query(url, expected):
     assert shown(url) == expected
     assert shown(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "links", "server"),
+    [
+        ("s3://bucket/a/x.npy", ["s3://bucket/a/x.npy"], "s3://bucket"),
+        ("http://[::1]:80/x", ["http://[::1]:80/x"], "http://[::1]:80"),
+        ("http://[::1/x", ["http://[::1/x"], "http://[::1"),
+        ("https://host?x/y", ["https://host?x/y"], "https://host"),
+        ("zip://x::http://[fe80::1]/a", ["zip://x", "http://[fe80::1]/a"], "zip://x"),
+        ("/data/x", ["/data/x"], ""),
+    ],
+)
+def test_links_and_servers_are_told_of_any_url_valid_or_not(url, links, server):
+    assert links_of(url) == links
+    assert server_of(url) == server
 
 
 SECRET = "wJalrXUt/nFEMI+K7MDENG"

@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from headrace.errors import DependencyError, HeadraceError, StorageError
-from headrace.storage.urls import protocol_of, redact, secrets_of, shown
+from headrace.storage.connections import address_of
+from headrace.storage.faults import Refused
+from headrace.storage.urls import links_of, protocol_of, redact, secrets_of, server_of, shown
 
 S3 = ("s3", "s3a")
 HTTP = ("http", "https")
@@ -58,9 +60,9 @@ class Filesystems:
         self._options, self._clock = dict(storage_options), clock
         self._secrets = secrets_of(storage_options)
         self._made: dict[str, tuple[Any, str]] = {}
-        self._signers: dict[str, Any] = {}
-        self._signed: dict[str, tuple[str, float]] = {}
-        self._region: str | None = None
+        self._regions: dict[str, str] = {}  # of buckets that are elsewhere than the options say
+        self._signers: dict[tuple[str, str | None], Any] = {}
+        self._signed: dict[str, tuple[str, float]] = {}  # the oldest first
         self._lock = threading.Lock()
 
     def resolve(self, url: str) -> tuple[Any, str]:
@@ -72,18 +74,27 @@ class Filesystems:
         """
         import fsspec
 
-        link, chain, _ = url.partition("::")
-        protocol, _, path = link.partition("://")
+        is_chain = len(links_of(url)) > 1
         # Clients are made for a server, not for each URL, and not for each thread as fsspec would.
-        server = url if chain else f"{protocol}://{path.partition('/')[0]}"
+        server = url if is_chain else server_of(url)
         with self._lock:
             made = self._made.get(server)
             try:
+                if protocol_of(url) in HTTP and not is_chain:
+                    address_of(url)  # a client's text would show what is wrong with it
                 if made is None:
-                    made = self._made[server] = fsspec.core.url_to_fs(url, **self._options)
-                return made[0], made[1] if chain else made[0]._strip_protocol(url)  # noqa: SLF001
+                    # fsspec takes the address of [::1] for a chain
+                    is_plain = "::" in url and not is_chain
+                    made = self._made[server] = (
+                        (fsspec.filesystem(protocol_of(url), **self._options), "")
+                        if is_plain
+                        else fsspec.core.url_to_fs(url, **self._options)
+                    )
+                return made[0], made[1] if is_chain else made[0]._strip_protocol(url)  # noqa: SLF001
             except ImportError as error:
                 raise self._missing(url, error) from None
+            except Refused as refusal:
+                raise StorageError(f"cannot open {shown(url)}: {refusal}") from None
             except Exception as error:  # noqa: BLE001 (clients raise whatever they like)
                 raise StorageError(f"cannot open {shown(url)}: {self.said(error)}") from None
 
@@ -97,7 +108,7 @@ class Filesystems:
     def is_direct(self, url: str) -> bool:
         """Whether headrace's own range reader can read it: S3 by signed URLs, HTTP as it is."""
         protocol = protocol_of(url)
-        if "::" in url:
+        if len(links_of(url)) > 1:
             return False
         if protocol in S3:
             client = self._options.get("client_kwargs") or {}
@@ -115,15 +126,19 @@ class Filesystems:
 
         Raises:
             DependencyError: s3fs is missing.
-            StorageError: It cannot be signed.
+            StorageError: It names no object, or cannot be signed.
         """
         if protocol_of(url) in HTTP:
             return url
+        now = self._clock()
         signed, made_at = self._signed.get(url, ("", 0.0))
-        if not signed or self._clock() - made_at > _USED_SECONDS:
-            made_at = self._clock()
+        if not signed or now - made_at > _USED_SECONDS:
             signed = self._sign(url)
-            self._signed[url] = signed, made_at
+            with self._lock:
+                self._signed.pop(url, None)
+                self._signed[url] = signed, now
+                while now - self._signed[oldest := next(iter(self._signed))][1] > _USED_SECONDS:
+                    del self._signed[oldest]
         return signed
 
     def identity(self, url: str) -> str:
@@ -136,12 +151,11 @@ class Filesystems:
         return "\n".join([url, *(f"{name}={place[name]}" for place in places for name in _PLACES if place.get(name))])
 
     def forget_address(self, url: str, region: str | None = None) -> None:
-        """Makes the next `address` sign again, in another region where one is given."""
-        self._signed.pop(url, None)
-        if region is not None and region != self._region:
-            with self._lock:
-                self._region = region
-                self._signers.clear()
+        """Makes the next `address` sign again; where a region is given, the URL's bucket is there."""
+        with self._lock:
+            self._signed.pop(url, None)
+            if region is not None:
+                self._regions[server_of(url)] = region
 
     def redacted(self, text: str) -> str:
         """A text without secrets."""
@@ -153,13 +167,18 @@ class Filesystems:
         return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
     def _sign(self, url: str) -> str:
-        protocol = protocol_of(url)
+        protocol, bucket = protocol_of(url), server_of(url)
+        if not bucket.partition("://")[2]:
+            raise StorageError(f"cannot open {shown(url)}: there is no such object: the URL names no bucket")
+        if not url.removeprefix(bucket).strip("/"):
+            raise StorageError(f"cannot open {shown(url)}: it is a bucket, not an object")
         try:
             # held while signing too: a client is made at first use, and two at once would make two
             with self._lock:
-                fs = self._signers.get(protocol)
+                kind = protocol, self._regions.get(bucket)
+                fs = self._signers.get(kind)
                 if fs is None:
-                    fs = self._signers[protocol] = self._signer(protocol)
+                    fs = self._signers[kind] = self._signer(*kind)
                 return str(fs.sign(url, expiration=_SIGNED_SECONDS))
         except ImportError as error:
             raise self._missing(url, error) from None
@@ -169,14 +188,14 @@ class Filesystems:
                 '  credentials come from storage_options, the environment or profiles; public data needs {"anon": True}'
             ) from None
 
-    def _signer(self, protocol: str) -> Any:
+    def _signer(self, protocol: str, region: str | None) -> Any:
         import fsspec
 
         options = dict(self._options)
         # s3fs signs in the old form unless told otherwise, which most stores no longer take
         options["config_kwargs"] = {"signature_version": "s3v4", **options.get("config_kwargs", {})}
-        if self._region is not None:
-            options["client_kwargs"] = {**options.get("client_kwargs", {}), "region_name": self._region}
+        if region is not None:
+            options["client_kwargs"] = {**(options.get("client_kwargs") or {}), "region_name": region}
         return fsspec.filesystem(protocol, **options)
 
     def _missing(self, url: str, error: ImportError) -> DependencyError:

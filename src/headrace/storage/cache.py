@@ -29,6 +29,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from headrace.errors import ArgumentError, StorageError
 from headrace.storage.cache_block import HEADER_BYTES, CachedBlock
 from headrace.storage.cache_budget import CacheBudget, occupied_bytes, read_usage
 from headrace.storage.checksum import crc32
-from headrace.storage.file_lock import FileLock, Patience, take_lock
+from headrace.storage.file_lock import FileLock, LockPatience, take_lock
 from headrace.storage.ranges import BLOCK_BYTES
 
 _log = logging.getLogger("headrace")
@@ -47,6 +48,8 @@ _log = logging.getLogger("headrace")
 LAYOUT = 1
 _MARKER_NAME = "headrace-cache.json"
 LEAST_BUDGET_BYTES = occupied_bytes(HEADER_BYTES + BLOCK_BYTES)
+# When another process was waited for in vain, stopped perhaps, no block waits for one again for so long.
+_STUCK_SECONDS = 60.0
 # What the default budget leaves to others, who may have reckoned with it
 _SPARE_BYTES = 5 * 10**9
 
@@ -81,7 +84,7 @@ class DiskCache:
         *,
         count: Callable[[str, int], None] = lambda _name, _number: None,
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
+        patience: LockPatience = LockPatience(),  # noqa: B008 - frozen
     ) -> None:
         if budget_bytes is not None and budget_bytes < LEAST_BUDGET_BYTES:
             raise ArgumentError(
@@ -103,6 +106,7 @@ class DiskCache:
         self._patience = patience
         self._budget = CacheBudget(folder, budget_bytes, lambda blocks: count("cache_evicted", blocks), patience)
         self._warned_in = 0
+        self._claims_are_stuck_until = self._account_is_stuck_until = float("-inf")
 
     @property
     def budget_bytes(self) -> int:
@@ -140,6 +144,10 @@ class DiskCache:
             if claim is not None:
                 with claim:
                     return self._fill(claim, block, out, fetch, filled)
+            if time.monotonic() < self._claims_are_stuck_until:
+                break
+        else:
+            self._claims_are_stuck_until = time.monotonic() + _STUCK_SECONDS
         seconds = self._patience.patience_seconds
         return self._fetch_only(TimeoutError(f"another has been at it for {seconds:g} s"), fetch, filled)
 
@@ -180,10 +188,15 @@ class DiskCache:
 
     def _keep(self, claim: FileLock, block: CachedBlock, out: npt.NDArray[np.uint8], crc: int) -> bool:
         """Whether the block could be written to the claim's part and put in its place."""
+        if time.monotonic() < self._account_is_stuck_until:
+            self._count("cache_unwritten", 1)
+            return False
         try:
             self._budget.reserve(claim, HEADER_BYTES + len(out))
             block.write(claim.fd, out, crc)
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._account_is_stuck_until = time.monotonic() + _STUCK_SECONDS
             self._note_unwritten(error)
             return False
         return True

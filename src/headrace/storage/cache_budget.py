@@ -17,10 +17,13 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from headrace.storage.file_lock import FileLock, Patience, take_lock
+from headrace.storage.file_lock import FileLock, LockPatience, take_lock
 
+# The account is held for milliseconds, or for seconds while a large cache is counted.
+_USAGE_SECONDS = 10.0
 # Files are counted in whole pages, as file systems store them.
 _PAGE_BYTES = 4096
 # Counting costs about 3 us a file: making room for a tenth of the budget at once spreads that over many blocks.
@@ -46,11 +49,11 @@ class CacheBudget:
         patience: How long to wait for another process that counts or deletes.
     """
 
-    def __init__(self, folder: Path, budget_bytes: int, evicted: Callable[[int], None], patience: Patience) -> None:
+    def __init__(self, folder: Path, budget_bytes: int, evicted: Callable[[int], None], patience: LockPatience) -> None:
         self.budget_bytes = budget_bytes
         self._usage, self._parts, self._blocks = (f"{folder}/{name}" for name in ("usage", "parts", "blocks"))
         self._evicted = evicted
-        self._patience = patience
+        self._patience = replace(patience, patience_seconds=min(patience.patience_seconds, _USAGE_SECONDS))
         self._counted_by = 0
 
     def reserve(self, part: FileLock, file_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,23 +25,30 @@ class Concurrency:
         self.limit = float(most)
         self._most, self._clock = most, clock
         self._in_use = 0
+        self._waiting: deque[object] = deque()
         self._last_sign = float("-inf")
         self._changed = threading.Condition()
 
     @contextmanager
     def slot(self, check: Callable[[], None]) -> Iterator[None]:
-        """Waits for a turn, calling `check` meanwhile, which may raise, and holds it."""
+        """Waits for a turn, first come first served, calling `check` meanwhile, which may raise; and holds it."""
+        turn = object()
         with self._changed:
-            while self._in_use >= max(1, int(self.limit)):
-                self._changed.wait(POLL_SECONDS)
-                check()
-            self._in_use += 1
+            self._waiting.append(turn)
+            try:
+                while self._waiting[0] is not turn or self._in_use >= max(1, int(self.limit)):
+                    self._changed.wait(POLL_SECONDS)
+                    check()
+                self._in_use += 1
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._in_use -= 1
-                self._changed.notify()
+                self._changed.notify_all()
 
     def shrink(self) -> None:
         """To be called when the server throttles."""
@@ -55,4 +63,4 @@ class Concurrency:
         with self._changed:
             if self.limit < self._most:
                 self.limit = min(float(self._most), self.limit + 1 / self.limit)
-                self._changed.notify()
+                self._changed.notify_all()

@@ -7,6 +7,11 @@ Pauses between attempts grow exponentially with full jitter: each is drawn evenl
 import random
 from dataclasses import dataclass
 
+# HTTP statuses that may pass
+AGAIN = (408, 425, 429, 500, 502, 503, 504)
+# After so many alike in a row, an answer that doesn't fit is no accident: no ranges, a name that doesn't resolve.
+MISFITS = 5
+
 
 class Fault(Exception):  # noqa: N818 (never leaves this layer)
     """An attempt failed in a way that another may not.

@@ -92,7 +92,7 @@ def take_lock(path: str, *, create: bool = True) -> FileLock | None:
 
 
 @dataclass(frozen=True)
-class Patience:
+class LockPatience:
     """How to wait for another process: by looking again, after 5 ms at first and every 50 ms later.
 
     Attributes:

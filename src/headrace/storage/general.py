@@ -7,15 +7,16 @@ asynchronous are used by one thread at a time.
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.storage.access import Filesystems
 from headrace.storage.cancellation import ReadCancelled
-from headrace.storage.faults import Fault, Patience, Refused
+from headrace.storage.faults import AGAIN, MISFITS, Fault, Patience, Refused
 from headrace.storage.objects import StoredObject
-from headrace.storage.transfers import Part
+from headrace.storage.transfers import Part, Probe, Work
 
 # Of what filesystems tell about a file, what changes with its content.
 _VERSIONS = (
@@ -33,8 +34,6 @@ _VERSIONS = (
 )
 # A request may take this much longer for each byte: it can't be seen whether it goes on.
 _SLOWEST_BYTES_PER_SECOND = 1 << 20
-_MISFITS = 5
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 class FsspecRanges:
@@ -44,21 +43,21 @@ class FsspecRanges:
         self._filesystems, self._patience, self._count = filesystems, patience, count
         self._turn = threading.Lock()
 
-    def probe(self, url: str) -> StoredObject:
+    def probe(self, probe: Probe) -> StoredObject:
         """Asks for an object's length and version.
 
         Raises:
             Fault: Another attempt may do better.
             Refused: None will.
         """
-        with self._translated():
-            fs, path = self._filesystems.resolve(url)
-            info = self._info(fs, path)
+        with self._translated(), probe.abortable(lambda: probe.release(ReadCancelled())):
+            fs, path = self._filesystems.resolve(probe.url)
+            info = self._info(fs, path, probe)
         if info.get("type") == "directory":
             raise Refused("it is a folder")
         if not isinstance(info.get("size"), int):
             raise Refused("the filesystem doesn't tell its length")
-        return StoredObject(url, info["size"], _version(info))
+        return StoredObject(probe.url, info["size"], _version(info))
 
     def read(self, part: Part) -> None:
         """Reads a part, and makes sure that the object was still the same afterwards.
@@ -71,8 +70,8 @@ class FsspecRanges:
         # Its memory isn't touched while the client works, so whoever gives up needs not wait for a client that hangs.
         with self._translated(), part.abortable(lambda: part.release(ReadCancelled())):
             fs, path = self._filesystems.resolve(read.source.url)
-            data = self._cat(fs, path, read.offset, read.stop, part.attempts)
-            self._check_unchanged(read.source, self._info(fs, path))
+            data = self._cat(fs, path, read.offset, read.stop, part)
+            self._check_unchanged(read.source, self._info(fs, path, part))
             if len(data) != len(read.out):
                 raise _misfit(data, len(read.out), read.source.object_bytes)
         part.write(data)
@@ -86,20 +85,22 @@ class FsspecRanges:
                 f"got {info.get('size')} bytes, {_version(info)}"
             )
 
-    def _info(self, fs: Any, path: str) -> Mapping[str, Any]:
+    def _info(self, fs: Any, path: str, work: Work) -> Mapping[str, Any]:
         self._count("requests", 1)
         # listings are kept by the filesystem, and may be old
         if fs.async_impl:
             fs.invalidate_cache()
-            return dict(self._awaited(fs, fs._info, path, seconds=self._patience.stall_seconds))  # noqa: SLF001
+            seconds = _at_most(self._patience.stall_seconds, work)
+            return dict(self._awaited(fs, fs._info, path, seconds=seconds))  # noqa: SLF001
         with self._turn:
             fs.invalidate_cache()
             return dict(fs.info(path))
 
-    def _cat(self, fs: Any, path: str, start: int, stop: int, attempts: int) -> bytes:
+    def _cat(self, fs: Any, path: str, start: int, stop: int, work: Work) -> bytes:
         self._count("requests", 1)
         if fs.async_impl:
-            seconds = self._patience.stall_seconds * (1 + attempts) + (stop - start) / _SLOWEST_BYTES_PER_SECOND
+            seconds = self._patience.stall_seconds * (1 + work.attempts) + (stop - start) / _SLOWEST_BYTES_PER_SECOND
+            seconds = _at_most(seconds, work)
             return bytes(self._awaited(fs, fs._cat_file, path, start=start, end=stop, seconds=seconds))  # noqa: SLF001
         with self._turn:
             return bytes(fs.cat_file(path, start=start, end=stop))
@@ -128,14 +129,14 @@ class FsspecRanges:
         if isinstance(error, PermissionError) or status in (401, 403):
             if "expired" in str(error).lower():
                 self._filesystems.forget()
-                return Fault("resigned", said, at_most=_MISFITS)
+                return Fault("resigned", said, at_most=MISFITS)
             return Refused(f"no permission to read it: {said}")
         is_beyond = isinstance(error, OSError) and error.errno == errno.EINVAL and "range" in said.lower()
         if status == 416 or is_beyond:
             return Refused(f"it is shorter than when it was opened: {said}")
         if status == 400:  # aiohttp says so too of an answer that it can't read
-            return Fault("bad-request", said, at_most=_MISFITS)
-        if isinstance(status, int) and 400 < status < 500 and status not in _AGAIN:
+            return Fault("bad-request", said, at_most=MISFITS)
+        if isinstance(status, int) and 400 < status < 500 and status not in AGAIN:
             return Refused(said)
         if isinstance(error, NotImplementedError | TypeError | AttributeError):
             return Refused(f"the filesystem can't do it: {said}")
@@ -143,9 +144,13 @@ class FsspecRanges:
         return Fault("general", said, throttled=throttled)
 
 
+def _at_most(seconds: float, work: Work) -> float:
+    return max(min(seconds, work.ends - time.monotonic()), 0.001)
+
+
 def _misfit(data: bytes, expected_bytes: int, object_bytes: int) -> Fault:
     if len(data) == object_bytes:
-        return Fault("range-ignored", f"expected {expected_bytes} bytes, got the whole object", at_most=_MISFITS)
+        return Fault("range-ignored", f"expected {expected_bytes} bytes, got the whole object", at_most=MISFITS)
     return Fault("wrong-length", f"expected {expected_bytes} bytes, got {len(data)}")
 
 

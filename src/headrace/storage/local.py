@@ -11,6 +11,7 @@ Guarantees:
 import mmap
 import os
 import resource
+import stat
 import sys
 import weakref
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from headrace.errors import StorageError
 from headrace.storage.faults import Fault, Refused
 from headrace.storage.objects import StoredObject
-from headrace.storage.transfers import Part
+from headrace.storage.transfers import Part, Probe
 
 # The kernel cuts one request down to its read-ahead, 128 KiB unless configured otherwise.
 _ADVICE_BYTES = 128 << 10
@@ -166,17 +167,20 @@ def read_bytes(path: Path, offset: int, length_bytes: int) -> tuple[bytes, int]:
 class LocalRanges:
     """Reads ranges of local files at positions, one attempt at a time; safe from any thread."""
 
-    def probe(self, path: str) -> StoredObject:
+    def probe(self, probe: Probe) -> StoredObject:
         """The file's length and time of change.
 
         Raises:
-            Refused: It can't be opened.
+            Refused: It can't be opened, or is no file.
         """
         try:
-            with open(path, "rb", buffering=0) as file:
-                return _pinned(path, os.fstat(file.fileno()))
+            with open(probe.url, "rb", buffering=0, opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
         except OSError as error:
             raise Refused(error.strerror or type(error).__name__) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("it is not a regular file")
+        return _pinned(probe.url, status)
 
     def read(self, part: Part) -> None:
         """Reads what is missing of a part.
@@ -204,6 +208,10 @@ class LocalRanges:
             raise Refused(error.strerror or "there is no such file") from None
         except OSError as error:
             raise Fault("disk", error.strerror or type(error).__name__, at_most=3) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 def _pinned(path: str, status: os.stat_result) -> StoredObject:

@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.errors import ArgumentError, DependencyError, StorageError
 from headrace.storage.access import Filesystems
-from headrace.storage.urls import expand_braces, has_glob, is_url, protocol_of, shown
+from headrace.storage.urls import expand_braces, has_glob, is_url, links_of, protocol_of, shown
 
 
 def expand(patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], filesystems: Filesystems) -> list[str]:
@@ -29,7 +29,7 @@ def expand(patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], 
     pattern = os.fspath(patterns)
     if not is_url(pattern):
         return _expand_local(pattern)
-    if protocol_of(pattern) == "file" and "::" not in pattern:
+    if protocol_of(pattern) == "file" and len(links_of(pattern)) == 1:
         return _expand_local(pattern.split("://", 1)[1])
     names = expand_braces(pattern)
     found = [name for one in names for name in (_listed(one, filesystems) if has_glob(one) else [one])]
@@ -65,8 +65,8 @@ def _listed(pattern: str, filesystems: Filesystems) -> list[str]:
         raise DependencyError(str(error)) from None
     except Exception as error:  # noqa: BLE001 (clients raise whatever they like)
         raise StorageError(f"cannot list {shown(pattern)}: {filesystems.said(error)}") from None
-    link, chain, rest = pattern.partition("::")
-    protocol = link.partition("://")[0]
+    first, *others = links_of(pattern)
+    protocol = first.partition("://")[0]
     names = sorted(name for name, info in found.items() if info.get("type") != "directory")
     # filesystems name what they find without the protocol, HTTP with it
-    return [(name if is_url(name) else f"{protocol}://{name}") + chain + rest for name in names]
+    return ["::".join([name if is_url(name) else f"{protocol}://{name}", *others]) for name in names]

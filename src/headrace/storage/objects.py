@@ -29,6 +29,9 @@ class StoredObject:
     def __str__(self) -> str:
         return shown(self.url)
 
+    def __repr__(self) -> str:
+        return f"StoredObject({shown(self.url)!r}, object_bytes={self.object_bytes}, version={self.version!r})"
+
 
 class RangeRead:
     """A range of an object, to be read into memory that the caller owns.

@@ -5,31 +5,31 @@ Guarantees: everything may be called from any thread; a `Reader` is used by the 
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
-from headrace.errors import StorageError
+from headrace.errors import HeadraceError, StorageError
 from headrace.storage.access import Filesystems, without_causes
 from headrace.storage.cache import DiskCache
-from headrace.storage.cancellation import POLL_SECONDS, check_cancelled
 from headrace.storage.checksum import crc32
 from headrace.storage.concurrency import Concurrency
 from headrace.storage.counts import Counts
-from headrace.storage.faults import Fault, Patience, Refused
+from headrace.storage.faults import MISFITS, Fault, Patience, Refused
+from headrace.storage.file_lock import LockPatience
 from headrace.storage.general import FsspecRanges
 from headrace.storage.http_ranges import HttpRanges
 from headrace.storage.local import LocalRanges
 from headrace.storage.objects import RangeRead, StoredObject
 from headrace.storage.ranges import BLOCK_BYTES, split
-from headrace.storage.transfers import Part, Transfer, TransferQueue
-from headrace.storage.urls import is_url, shown
+from headrace.storage.transfers import Part, Probe, Transfer, TransferQueue, Work
+from headrace.storage.urls import is_url, server_of
 
 Result = TypeVar("Result")
 
 _OPENING_SECONDS = 30.0
+_LEAST_SECONDS = 1.0  # for an attempt that begins when the deadline is near
 _FAILURES_TO_TELL = 5  # in a row: the pauses add up to seconds by then
 
 _log = logging.getLogger("headrace")
@@ -39,7 +39,7 @@ _log = logging.getLogger("headrace")
 class Options:
     """What a store was told; see `Store`."""
 
-    storage_options: Mapping[str, Any]
+    storage_options: Mapping[str, Any] = field(repr=False)  # may hold secrets
     cache_dir: Path | None
     cache_bytes: int | None
     max_requests: int
@@ -52,11 +52,11 @@ class Options:
 class Ranges(Protocol):
     """A way to read: one attempt at a time, which raises Fault (try again) or Refused (don't) where it fails."""
 
-    def probe(self, url: str) -> StoredObject:
-        """The object, pinned."""
+    def probe(self, probe: Probe) -> StoredObject:
+        """The object, pinned; the attempt is over by `probe.ends`, or when it is given up."""
 
     def read(self, part: Part) -> None:
-        """Fills what is missing of a part."""
+        """Fills what is missing of a part; over by `part.ends`, or when it is given up."""
 
 
 class Reader:
@@ -80,128 +80,133 @@ class Reader:
         self._servers: dict[str, Concurrency] = {}
         self._cache = None
         if options.cache_dir is not None:
-            self._cache = DiskCache(options.cache_dir, options.cache_bytes, count=self.counts.add)
+            waiting = LockPatience(min(LockPatience.patience_seconds, self._patience.deadline_seconds))
+            self._cache = DiskCache(options.cache_dir, options.cache_bytes, count=self.counts.add, patience=waiting)
 
     def close(self) -> None:
         """Ends connections that are idle, now and later."""
         self._http.close()
 
-    def probe(self, url: str) -> StoredObject:
-        """Pins an object; see `Store.open`."""
-        ranges = self._ranges(url)
-        # a wrong address should be told before one loses patience
-        seconds = min(self._patience.deadline_seconds, _OPENING_SECONDS)
-        with without_causes():
-            return self._persist(
-                lambda: ranges.probe(url),
-                url,
-                f"cannot open {shown(url)}",
-                seconds,
-                check=check_cancelled,
-                pause=_pause,
-            )
+    def probes(self, urls: Sequence[str]) -> list[Probe]:
+        """Looks to be taken at objects, which `put` begins."""
+        return [Probe(url) for url in urls]
 
-    def start(self, reads: Sequence[RangeRead], *, urgent: bool) -> list[Transfer]:
-        """Begins to read; see `Store.start`."""
-        transfers = [Transfer(read, _parts(read), self._queue) for read in reads]
-        self._queue.put([part for transfer in transfers for part in transfer.parts], urgent=urgent)
-        return transfers
+    def transfers(self, reads: Sequence[RangeRead]) -> list[Transfer]:
+        """Ranges to be read, which `put` begins."""
+        return [Transfer(read, _parts(read), self._queue) for read in reads]
 
-    def _run(self, part: Part) -> None:
-        """Reads a part, in a thread of the queue; what goes wrong is told to those who wait for it."""
+    def put(self, work: Iterable[Work], *, urgent: bool) -> None:
+        """Begins some work, and returns at once."""
+        self._queue.put(work, urgent=urgent)
+
+    def _run(self, work: Work) -> None:
+        """Does some work, in a thread of the queue; what goes wrong is told to those who wait for it."""
         try:
             with without_causes():
-                self._read(part)
-            part.fill()
+                self._do(work)
         except BaseException as error:  # noqa: BLE001 (raised to those who wait)
-            part.release(error)
+            work.release(error)
         else:
-            part.release()
+            work.release()
 
-    def _read(self, part: Part) -> None:
-        read = part.read
+    def _do(self, work: Work) -> None:
+        what = f"cannot {work}"
+        try:
+            if isinstance(work, Probe):
+                work.found = self._probe(work, what)
+            elif isinstance(work, Part):
+                self._read(work, what)
+                work.fill()
+        except HeadraceError:
+            raise
+        except Exception as error:  # noqa: BLE001 (what clients and servers make Python raise)
+            raise StorageError(f"{what}: {self.filesystems.said(error)}") from None
+
+    def _probe(self, probe: Probe, what: str) -> StoredObject:
+        ranges = self._ranges(probe.url)
+        # a wrong address should be told before one loses patience
+        seconds = min(self._patience.deadline_seconds, _OPENING_SECONDS)
+        return self._persist(lambda: ranges.probe(probe), probe, probe.url, what, seconds)
+
+    def _read(self, part: Part, what: str) -> None:
+        read, source = part.read, part.read.source
         # an object that could be replaced without a trace must be asked for each time
-        if self._cache is None or not read.keep or not read.source.version or not is_url(read.source.url):
-            self._fetch(part)
+        if self._cache is None or not read.keep or not source.version or not is_url(source.url):
+            self._fetch(part, what)
             return
-        source = read.source
         identity = self.filesystems.identity(source.url)
         key = f"{identity}\n{source.version}\n{source.object_bytes}\n{read.offset}\n{len(read.out)}\n{read.crc32}"
-        self._cache.read_through(key, read.out, lambda: self._fetch(part), filled=part.fill, check=part.check)
+        self._cache.read_through(key, read.out, lambda: self._fetch(part, what), filled=part.fill, check=part.check)
 
-    def _fetch(self, part: Part) -> None:
+    def _fetch(self, part: Part, what: str) -> None:
         """Gets a part from where it is stored, until its checksum is the expected one, or has come twice."""
-        ranges, read, seen = self._ranges(part.read.source.url), part.read, set[int]()
+        read, ranges = part.read, self._ranges(part.read.source.url)
+        known, seen = read.crc32, set[int]()
 
         def attempt() -> None:
             ranges.read(part)
-            if read.crc32 is not None and (found := crc32(read.out)) != read.crc32:
-                part.arrived = 0
-                raise Fault("wrong-checksum", f"expected CRC32 {read.crc32:08x}, got {found:08x}", at_most=5)
-
-        while True:
-            self._persist(
-                attempt,
-                read.source.url,
-                f"cannot read {read}",
-                self._patience.deadline_seconds,
-                check=part.check,
-                pause=part.pause,
-                part=part,
-            )
-            if not self._options.confirm or read.crc32 is not None or (found := crc32(read.out)) in seen:
+            if known is None and not self._options.confirm:
                 return
-            if seen:
-                self.counts.add("retries")
-                self.counts.add("retries_disagreement")
-            seen.add(found)
+            found = crc32(read.out)
+            if found == known or (known is None and found in seen):
+                return
             part.arrived = 0
+            seen.add(found)
+            if known is not None:
+                raise Fault("wrong-checksum", f"expected CRC32 {known:08x}, got {found:08x}", at_most=MISFITS)
+            if len(seen) > 1:
+                raise Fault("disagreement", f"got other bytes in each of {len(seen)} answers", at_most=MISFITS)
+            attempt()
+
+        self._persist(attempt, part, read.source.url, what, self._patience.deadline_seconds)
 
     def _persist(
-        self,
-        attempt: Callable[[], Result],
-        url: str,
-        what: str,
-        deadline_seconds: float,
-        *,
-        check: Callable[[], None],
-        pause: Callable[[float], None],
-        part: Part | None = None,
+        self, attempt: Callable[[], Result], work: Work, url: str, what: str, deadline_seconds: float
     ) -> Result:
-        """Makes attempts until one succeeds, there is no use in another, or the deadline is over."""
+        """Makes attempts until one succeeds, there is no use in another, or the deadline is over.
+
+        The time in which it waits for its turn, while the server throttles, doesn't count.
+        """
         server = self._server(url)
-        began = time.monotonic()
-        failures = alike = 0
-        kind = ""
+        spent_seconds = 0.0
+        alike, kind = 0, ""
         while True:
+            began = float("inf")
             try:
-                with server.slot(check):
+                with server.slot(work.check):
+                    began = time.monotonic()
+                    work.ends = began + max(deadline_seconds - spent_seconds, _LEAST_SECONDS)
                     result = attempt()
             except Refused as refusal:
-                raise StorageError(f"{what}: {refusal}{_after(failures + 1, began)}") from None
+                spent_seconds += time.monotonic() - began
+                raise StorageError(f"{what}: {refusal}{_after(work.attempts + 1, spent_seconds)}") from None
             except Fault as fault:
-                failures += 1
+                work.check()  # given up: no retry
+                spent_seconds += time.monotonic() - began
+                work.attempts += 1
                 alike, kind = (alike + 1 if fault.kind == kind else 1), fault.kind
                 self.counts.add("retries")
                 self.counts.add(f"retries_{kind}")
                 if fault.throttled:
                     server.shrink()
-                pause_seconds = max(
-                    self._patience.pause_seconds(failures),
-                    min(fault.after_seconds, self._patience.longest_pause_seconds),
-                )
-                is_over = time.monotonic() - began + pause_seconds > deadline_seconds
-                if is_over or alike == fault.at_most:
-                    raise StorageError(f"{what}: {fault}{_after(failures, began)}") from None
-                if failures == _FAILURES_TO_TELL:
+                pause_seconds = self._pause_seconds(fault, work.attempts, alike)
+                spent_seconds += pause_seconds
+                if spent_seconds > deadline_seconds or alike == fault.at_most:
+                    raise StorageError(
+                        f"{what}: {fault}{_after(work.attempts, spent_seconds - pause_seconds)}"
+                    ) from None
+                if work.attempts == _FAILURES_TO_TELL:
                     _log.warning("%s so far, going on: %s", what, fault)
-                if part is not None:
-                    part.attempts = failures
-                pause_seconds = 0.0 if fault.at_once and alike == 1 else pause_seconds
             else:
                 server.grow()
                 return result
-            pause(pause_seconds)
+            work.pause(pause_seconds)
+
+    def _pause_seconds(self, fault: Fault, attempts: int, alike: int) -> float:
+        if fault.at_once and alike == 1:
+            return 0.0
+        asked_for = min(fault.after_seconds, self._patience.longest_pause_seconds)
+        return max(self._patience.pause_seconds(attempts), asked_for)
 
     def _ranges(self, url: str) -> Ranges:
         if not is_url(url):
@@ -212,8 +217,7 @@ class Reader:
 
     def _server(self, url: str) -> Concurrency:
         """The bounds of the server that a URL names: of the bucket, where it names that."""
-        link = url.partition("::")[0] if is_url(url) else ""
-        place = "://".join(urlsplit(link)[:2])
+        place = server_of(url)
         server = self._servers.get(place)
         if server is None:
             server = self._servers.setdefault(place, Concurrency(self._options.max_requests))
@@ -221,24 +225,16 @@ class Reader:
 
 
 def _parts(read: RangeRead) -> list[RangeRead]:
-    """A read as parts, each a request and a cache block of its own."""
-    if 0 < len(read.out) <= BLOCK_BYTES or read.crc32 is not None:
-        return [read]
-    pieces = split(read.offset, read.stop, BLOCK_BYTES)
+    """A read as parts, each a request and a cache block of its own; none where it has no bytes."""
+    if len(read.out) <= BLOCK_BYTES or read.crc32 is not None:
+        return [read] if len(read.out) else []
     first = read.offset
     return [
-        RangeRead(read.source, start, read.out[start - first : stop - first], keep=read.keep) for start, stop in pieces
+        RangeRead(read.source, start, read.out[start - first : stop - first], keep=read.keep)
+        for start, stop in split(first, read.stop, BLOCK_BYTES)
     ]
 
 
-def _pause(seconds: float) -> None:
-    """Waits, while that is wanted."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        check_cancelled()
-        time.sleep(min(left, POLL_SECONDS))
-
-
-def _after(attempts: int, began: float) -> str:
+def _after(attempts: int, seconds: float) -> str:
     times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    return f"\n  gave up after {times} in {time.monotonic() - began:.1f} s"
+    return f"\n  gave up after {times} in {seconds:.1f} s"

@@ -10,7 +10,6 @@ Guarantees:
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +130,15 @@ class Store:
             DependencyError: A package is missing; the text names the pip line.
             StorageError: One doesn't exist or can't be read, or its server knows no byte ranges.
         """
-        probe = self._reader.probe
-        if len(urls) < 2:
-            return list(map(probe, urls))
-        # threads that end before this returns
-        with ThreadPoolExecutor(min(self._options.max_requests, len(urls)), "headrace-open") as threads:
-            try:
-                return list(threads.map(probe, urls))
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        reader = self._reader
+        probes = reader.probes(urls)
+        try:
+            reader.put(probes, urgent=True)
+            return [probe.wait() for probe in probes]
+        except BaseException:
+            for probe in probes:
+                probe.give_up()
+            raise
 
     def read_ranges(self, reads: Sequence[RangeRead]) -> None:
         """Fills the memory of all of these, many at once; nothing writes into it afterwards, whatever happens.
@@ -148,8 +146,10 @@ class Store:
         Raises:
             StorageError: The bytes of one cannot be had; the text names its URL, range, attempts and the last cause.
         """
-        transfers = self.start(reads, urgent=True)
+        reader = self._reader
+        transfers = reader.transfers(reads)
         try:
+            reader.put([part for transfer in transfers for part in transfer.parts], urgent=True)
             for transfer in transfers:
                 transfer.wait()
         except BaseException:
@@ -167,7 +167,10 @@ class Store:
             reads: What to read. Leave the memory of each alone until its transfer is `released`.
             urgent: Whether to read it before what is queued.
         """
-        return self._reader.start(reads, urgent=urgent)
+        reader = self._reader
+        transfers = reader.transfers(reads)
+        reader.put([part for transfer in transfers for part in transfer.parts], urgent=urgent)
+        return transfers
 
     def counts(self) -> dict[str, int]:
         """What this process's reads took, by name: `requests`, `received_bytes`, `retries`, `cache_hits` and others."""
@@ -182,5 +185,10 @@ class Store:
             made = Reader(self._options)
             reader = self._of_process.setdefault(pid, made)
             if reader is made:
-                weakref.finalize(self, reader.close).atexit = False
+                weakref.finalize(self, _close, reader, pid).atexit = False
         return reader
+
+
+def _close(reader: Reader, pid: int) -> None:
+    if os.getpid() == pid:  # a child inherits this, but not the parent's locks and connections
+        reader.close()

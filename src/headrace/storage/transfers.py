@@ -2,14 +2,16 @@
 
 Guarantees:
     - Everything may be called from any thread. Urgent parts come first, the others in the order in which they came.
-    - At most `max_requests` parts, and about `max_request_bytes` bytes, are under way; one always proceeds.
+    - At most `max_requests` parts (or probes), and about `max_request_bytes` bytes, are under way; one always proceeds.
     - A thread ends when there has been nothing to take for 0.1 s: when reading has stopped, no thread is left.
     - `wait` returns as soon as the memory is filled. Until `released`, a disk cache may still read from it, or a
       request that was given up may still write into it.
 """
 
 import contextlib
+import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from headrace.errors import StorageError
 from headrace.storage.cancellation import POLL_SECONDS, ReadCancelled, check_cancelled
-from headrace.storage.objects import RangeRead
+from headrace.storage.objects import RangeRead, StoredObject
+from headrace.storage.urls import shown
 
 # Starting a thread takes until it runs, a millisecond on a busy machine. A stream has work again within some of these.
 _LINGER_SECONDS = 0.1
@@ -34,7 +37,7 @@ class Transfer:
     def __init__(self, read: RangeRead, parts: Iterable[RangeRead], queue: "TransferQueue") -> None:
         self.read = read
         self.parts = [Part(part, self) for part in parts]
-        self._queue = queue
+        self._queue, self._pid = queue, os.getpid()
         self._unfilled = self._unreleased = len(self.parts)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -65,14 +68,19 @@ class Transfer:
             StorageError: The bytes cannot be had.
             ReadCancelled: They are no longer wanted.
         """
-        while not self._done.wait(POLL_SECONDS):
-            check_cancelled()
+        self._check_process()
+        _wait(self._done)
         if self._error is not None:
             raise self._error.with_traceback(None)  # it may be raised to several
 
     def wait_released(self) -> None:
         """Returns when nobody uses the memory any more."""
+        self._check_process()
         self._released.wait()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise StorageError(f"cannot read {self.read}: the transfer belongs to the process that forked this one")
 
     def hurry(self) -> None:
         """Moves it to the front of the queue, since somebody waits for it."""
@@ -105,26 +113,27 @@ class Transfer:
             self.cancel()
 
 
-class Part:
-    """One request's worth of a transfer.
+class Work(ABC):
+    """Something that a thread of the queue does, in as many attempts as it takes, unless it is given up.
 
     Attributes:
-        read: The range.
-        arrived: How many of its bytes are there: where the next attempt begins.
         attempts: How many attempts have failed.
+        ends: When the present attempt must be over, in seconds of `time.monotonic`.
         taken: Whether a thread has taken it, or it was given up before that.
     """
 
-    def __init__(self, read: RangeRead, transfer: Transfer) -> None:
-        self.read, self._transfer = read, transfer
-        self.arrived = self.attempts = 0
-        self.taken = self._filled = self._released = False
+    work_bytes = 0
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.ends = float("inf")
+        self.taken = False
         self._abort: Callable[[], None] | None = None
         self._given_up = threading.Event()
         self._lock = threading.RLock()
 
     def take(self) -> bool:
-        """Whether it is the caller's to read now."""
+        """Whether it is the caller's to do now."""
         with self._lock:
             mine, self.taken = not self.taken, True
         return mine
@@ -161,6 +170,29 @@ class Part:
             with self._lock:
                 self._abort = None
 
+    @abstractmethod
+    def release(self, error: BaseException | None = None) -> None:
+        """Says that it is over; where it didn't succeed, `error` says why."""
+
+
+class Part(Work):
+    """One request's worth of a transfer.
+
+    Attributes:
+        read: The range.
+        arrived: How many of its bytes are there: where the next attempt begins.
+    """
+
+    def __init__(self, read: RangeRead, transfer: Transfer) -> None:
+        super().__init__()
+        self.read, self._transfer = read, transfer
+        self.work_bytes = len(read.out)
+        self.arrived = 0
+        self._filled = self._released = False
+
+    def __str__(self) -> str:
+        return f"read {self.read}"
+
     def write(self, data: bytes) -> None:
         """Copies all of its bytes, unless it was given up: then its memory belongs to others again."""
         with self._lock:
@@ -182,82 +214,126 @@ class Part:
             self._transfer.count_released(None if self._filled else error)
 
 
+class Probe(Work):
+    """A look at an object, to pin it.
+
+    Attributes:
+        url: Its URL, or the path of a local file.
+        found: The object, once it is known.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.found: StoredObject | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+
+    def __str__(self) -> str:
+        return f"open {shown(self.url)}"
+
+    def release(self, error: BaseException | None = None) -> None:
+        """Says that it is over."""
+        self._error = error
+        self._done.set()
+
+    def wait(self) -> StoredObject:
+        """The object; within `cancellable`, waits only while that is wanted.
+
+        Raises:
+            StorageError: It can't be opened.
+            ReadCancelled: It is no longer wanted.
+        """
+        _wait(self._done)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        assert self.found is not None
+        return self.found
+
+
+def _wait(event: threading.Event) -> None:
+    while not event.wait(POLL_SECONDS):
+        check_cancelled()
+
+
 class TransferQueue:
-    """Parts that wait for a thread, and the threads.
+    """Work that waits for a thread, and the threads.
 
     Args:
-        run: Reads a part: fills and releases it, and doesn't raise.
-        max_requests: Parts under way at once, each in a thread of its own.
+        run: Does some work and releases it; doesn't raise.
+        max_requests: How much of it is under way at once, each in a thread of its own.
         max_request_bytes: The most of their bytes together.
     """
 
-    def __init__(self, run: Callable[[Part], None], *, max_requests: int, max_request_bytes: int) -> None:
+    def __init__(self, run: Callable[[Work], None], *, max_requests: int, max_request_bytes: int) -> None:
         self._run, self._max_requests, self._max_request_bytes = run, max_requests, max_request_bytes
-        self._urgent: deque[Part] = deque()
-        self._ahead: deque[Part] = deque()
+        self._urgent: deque[Work] = deque()
+        self._ahead: deque[Work] = deque()
         self._threads = self._idle = 0
         self._bytes = 0
         self._lock = threading.Lock()
         self._has_work = threading.Condition(self._lock)
 
-    def put(self, parts: Iterable[Part], *, urgent: bool) -> None:
-        """Adds parts; one that is there already may be added again as urgent."""
+    def put(self, work: Iterable[Work], *, urgent: bool) -> None:
+        """Adds work; what is there already may be added again as urgent."""
         with self._lock:
-            (self._urgent if urgent else self._ahead).extend(parts)
+            (self._urgent if urgent else self._ahead).extend(work)
             starting = self._staff()
         self._start_threads(starting)
 
     def _staff(self) -> int:
-        """Wakes idle threads for what is queued; returns how many more it takes, counted as there. Needs the lock."""
+        """Wakes idle threads for what is queued; returns how many more it takes. Needs the lock."""
         queued = len(self._urgent) + len(self._ahead) if self._has_room() else 0
         self._has_work.notify(queued)
-        starting = max(0, min(queued - self._idle, self._max_requests - self._threads))
-        self._threads += starting
-        return starting
+        return max(0, min(queued - self._idle, self._max_requests - self._threads))
 
     def _start_threads(self, count: int) -> None:
-        for started in range(count):
+        # Each counts itself when it runs, so that nothing is wrong where this is interrupted. If too many are started
+        # meanwhile, some find that there are enough.
+        for _ in range(count):
             # a daemon, so that a stalled server can't keep the interpreter from ending
             thread = threading.Thread(target=self._work, name="headrace-io", daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:  # the system gives no more threads: those that there are do the work
                 with self._lock:
-                    self._threads -= count - started
                     left = [] if self._threads else [*self._urgent, *self._ahead]
-                for part in left:
-                    if part.take():
-                        part.release(StorageError(f"cannot read {part.read}: no thread can be started: {error}"))
+                for work in left:
+                    if work.take():
+                        work.release(StorageError(f"no thread can be started: {error}"))
                 return
 
     def _work(self) -> None:
         """One thread's life."""
+        with self._lock:
+            if self._threads == self._max_requests:
+                return
+            self._threads += 1
         while True:
             with self._lock:
-                part = self._next()
-                if part is None:
+                work = self._next()
+                if work is None:
                     self._threads -= 1
                     return
-                part_bytes = len(part.read.out)
-                self._bytes += part_bytes
-            self._run(part)
-            del part  # its memory belongs to others
+                self._bytes += work.work_bytes
+            self._run(work)
             with self._lock:
-                self._bytes -= part_bytes
+                self._bytes -= work.work_bytes
                 starting = self._staff()
+            del work  # its memory belongs to others
             self._start_threads(starting)
 
     def _has_room(self) -> bool:
         return self._bytes < self._max_request_bytes
 
-    def _next(self) -> Part | None:
-        """The next part that may be read; None where none comes for a while. Needs the lock."""
+    def _next(self) -> Work | None:
+        """What is to be done next; None where nothing comes for a while. Needs the lock."""
         is_over = False
         while True:
             while self._has_room() and (queue := self._urgent or self._ahead):
-                part = queue.popleft()
-                if part.take():
-                    return part
+                work = queue.popleft()
+                if work.take():
+                    return work
             if is_over:  # said only after another look: work may have come when the wait had just ended
                 return None
             self._idle += 1

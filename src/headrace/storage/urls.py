@@ -15,7 +15,8 @@ from headrace.errors import ArgumentError
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]{1,30}://"  # two letters at least: "C://" is none
 _URL = re.compile(rf"(?:[A-Za-z][A-Za-z0-9+.\-]+::)*({_SCHEME})")
-_LINKS = re.compile(r"::(?![^\[\]/]*\])")  # but not those in an IPv6 address
+_SERVER = re.compile(rf"{_SCHEME}[^/?#]*")
+_LINKS = re.compile(r"(?<!\[)::(?![^\[\]/]*\])")  # but not those in an IPv6 address
 _WEB = {"http", "https"}
 _CONTAINER_IN_USERINFO = {"abfs", "abfss", "wasb", "wasbs"}  # abfss://container@account.../path
 
@@ -66,6 +67,25 @@ def protocol_of(url: str | os.PathLike[str]) -> str:
     return re.split("::|://", os.fspath(url), maxsplit=1)[0].lower() if is_url(url) else "file"
 
 
+def links_of(url: str | os.PathLike[str]) -> list[str]:
+    """The links of a chain, the innermost first; a URL that is none is its only link.
+
+    >>> links_of("zip://x.npy::s3://bucket/a.zip"), links_of("http://[::1]:80/x.npy")
+    (['zip://x.npy', 's3://bucket/a.zip'], ['http://[::1]:80/x.npy'])
+    """
+    return _LINKS.split(os.fspath(url))
+
+
+def server_of(url: str) -> str:
+    """The server that a URL's first link names, or the bucket, as it stands there: it may hold credentials.
+
+    >>> server_of("s3://bucket/a/x.npy"), server_of("http://[::1]:80/x.npy"), server_of("/data/x.npy")
+    ('s3://bucket', 'http://[::1]:80', '')
+    """
+    found = _SERVER.match(links_of(url)[0])
+    return found[0] if found else ""
+
+
 def shown(url: str) -> str:
     """A URL for people: without user names, passwords, and whatever follows `?` or `#`.
 
@@ -77,7 +97,7 @@ def shown(url: str) -> str:
     if not is_url(url):
         return url
     links: list[str] = []
-    for link in _LINKS.split(url):
+    for link in links_of(url):
         # what follows a hidden query, and is no link, may have been a part of it
         if "://" in link or not (links and links[-1].endswith("...")):
             links.append(_shown_link(link))
@@ -88,16 +108,16 @@ def _shown_link(link: str) -> str:
     scheme, found, rest = link.partition("://")
     if not found:
         return link
-    query = re.search(r"[?#]" if scheme.lower() in _WEB else r"[?#](?=[^/]*=)", rest)
-    hidden = ""
-    if query is not None:
-        rest, hidden = rest[: query.start()], f"{query[0]}..."
     authority = rest.partition("/")[0]
-    # a secret key with an unquoted "/" ends up in the path
+    # a secret key with an unquoted "/" ends up in the path, one with "?" or "#" in the query
     is_torn = re.search(r":(?!\d*$)", authority.rpartition("]")[2]) is not None
     user, found, place = rest.rpartition("@") if is_torn else authority.rpartition("@")
     if found and not (scheme.lower() in _CONTAINER_IN_USERINFO and ":" not in user):
         rest = place if is_torn else rest[len(user) + 1 :]
+    query = re.search(r"[?#]" if scheme.lower() in _WEB else r"[?#](?=[^/]*=)", rest)
+    hidden = ""
+    if query is not None:
+        rest, hidden = rest[: query.start()], f"{query[0]}..."
     return f"{scheme}://{rest}{hidden}"
 
 
@@ -240,7 +260,7 @@ def has_glob(url: str | os.PathLike[str]) -> bool:
     >>> has_glob("s3://bucket/part-??.npy"), has_glob("https://host/x.npy?versions=*"), has_glob("http://[::1]:80/x")
     (True, False, False)
     """
-    return any(re.search(r"[*?\[]", _globbed(link)) for link in _LINKS.split(os.fspath(url)))
+    return any(re.search(r"[*?\[]", _globbed(link)) for link in links_of(url))
 
 
 def _globbed(link: str) -> str:

@@ -59,6 +59,14 @@ def test_a_source_that_asks_is_told_of_every_sample_and_that_many_ahead(samples,
     assert len(told) == samples
 
 
+def test_small_groups_are_announced_no_more_than_some_thousand_ahead(monkeypatch):
+    monkeypatch.setattr("headrace.datasets.read_ahead._MOST_GROUPS", 7)
+    pulled: list[int] = []
+    groups = (pulled.append(i) or Group(np.array([i])) for i in range(1000))
+    next(announced(Told(1, 8 * 500), groups, group_samples=1, ahead=1))
+    assert len(pulled) == 8
+
+
 @given(**cases)
 def test_others_are_told_of_one_group_at_a_time_some_groups_ahead(samples, group_samples, ahead):
     groups = groups_of(samples, group_samples)

@@ -22,8 +22,7 @@ X = np.arange(ROWS * 4, dtype="<i4").reshape(ROWS, 4)
 @pytest.fixture(autouse=True)
 def blocks_of_eight_rows(monkeypatch):
     monkeypatch.setattr(source, "_BLOCK_BYTES", BLOCK * ROW_BYTES)
-    for module in (stored_column, stored_rows):
-        monkeypatch.setattr(module, "GAP_BYTES", 2 * ROW_BYTES)
+    monkeypatch.setattr(stored_rows, "GAP_BYTES", 2 * ROW_BYTES)
 
 
 @pytest.fixture
@@ -351,6 +350,23 @@ def test_a_row_that_is_read_while_its_block_is_being_replaced_is_never_mixed_up(
     assert wrong == []
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_many_threads_get_through_a_memory_of_few_tiny_blocks_and_each_round_brings_somebody_on(
+    store, monkeypatch, slots
+):
+    store.has_cache = True
+    monkeypatch.setattr(source, "_BLOCK_BYTES", ROW_BYTES)
+    made = open_x(store, slots)
+    assert len(made._columns["x"].rows) == ROWS
+    wanted = [np.random.default_rng(seed).permutation(ROWS)[:50] for seed in range(12)]
+    threads = [threading.Thread(target=read_right, args=(made, ids)) for ids in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.asked) <= sum(map(len, wanted))  # no block is pushed out before who asked for it has read it
+
+
 def test_where_memory_is_short_few_slots_come_into_use(store):
     store.has_cache = True
     made = open_x(store, 40)
@@ -373,3 +389,116 @@ def test_small_columns_are_kept_and_the_others_share_what_is_left(tmp_path, monk
     kept = {name: (column.rows.block_rows, column.slots) for name, column in made._stored.items()}
     assert made.blocks.lengths[0] == 9
     assert kept == {"image": (9, 3), "vector": (9, 3), "label": (144, 3)}
+
+
+def bytes_asked(store: StandInStore) -> int:
+    return sum(stop - start for _, start, stop, _ in store.asked)
+
+
+def read_epoch(made: NumpySource, ids, *, ahead: int, batch: int = 10) -> None:
+    """Reads ids as a loader does: some of them announced ahead."""
+    made.prefetch(ids[:ahead])
+    for start in range(0, len(ids), batch):
+        if len(coming := ids[start + ahead : start + ahead + batch]):
+            made.prefetch(coming)
+        assert read_right(made, ids[start : start + batch])
+
+
+@pytest.mark.parametrize("slots", [2, 4, 10])
+@pytest.mark.parametrize("ahead", [10, 100, 400])
+def test_a_shuffle_wider_than_the_memory_costs_no_more_than_its_rows_and_each_block_once(store, slots, ahead):
+    made = open_x(store, slots)
+    read_epoch(made, np.random.default_rng(1).permutation(ROWS), ahead=ahead)
+    rows_cost = ROWS * (ROW_BYTES + stored_rows.GAP_BYTES)
+    assert bytes_asked(store) <= rows_cost + X.nbytes
+    blocks = [ranges for ranges in rows_asked(store) if ranges[1] - ranges[0] == BLOCK]
+    assert len(blocks) <= 2 * ROWS // BLOCK
+
+
+def test_announced_rows_that_lie_in_more_blocks_than_there_is_memory_for_are_fetched_alone(store):
+    made = open_x(store, 4)
+    ids = np.arange(0, ROWS, BLOCK)
+    read_epoch(made, ids, ahead=20, batch=5)
+    assert rows_asked(store) == [(row, row + 1) for row in ids.tolist()]
+
+
+def test_with_a_disk_cache_whatever_is_announced_is_fetched_as_whole_blocks(store):
+    store.has_cache = True
+    made = open_x(store, 4)
+    read_epoch(made, np.arange(0, ROWS, BLOCK), ahead=20, batch=5)
+    assert set(blocks_asked(store)) == set(range(ROWS // BLOCK))
+
+
+def test_a_block_that_waits_for_a_slot_is_fetched_at_once_when_it_is_needed_and_a_slot_is_free(store):
+    made = open_x(store, 8)
+    store.hold()
+    made.prefetch(np.arange(6 * BLOCK))
+    assert blocks_asked(store) == [0, 1, 2, 3]  # half of the slots at once
+    with pytest.raises(ReadCancelled), cancellable(lambda: True):
+        made.read([5 * BLOCK])
+    assert blocks_asked(store) == [0, 1, 2, 3, 5]
+
+
+def test_what_was_announced_counts_until_it_is_read_or_the_pass_ends(store):
+    made = open_x(store, 4)
+    ids = np.arange(0, 6 * BLOCK, BLOCK)
+    arena = made._columns["x"]._memory().arena
+    made.prefetch(ids)
+    assert arena.open_blocks == 6
+    assert read_right(made, ids)
+    assert arena.open_blocks == 0
+    made.prefetch(ids)
+    made.end_prefetch()
+    assert arena.open_blocks == 0
+
+
+def test_a_pass_whose_blocks_exceed_the_memory_is_warned_of_once(store, caplog):
+    made = open_x(store, 4)
+    ids = np.random.default_rng(1).permutation(ROWS)
+    read_epoch(made, ids, ahead=100)
+    read_epoch(made, ids, ahead=100)
+    (record,) = caplog.records
+    assert record.name == "headrace"
+    for text in (f"{BASE}/x.npy: ", "blocks of 128 bytes", "memory for 4 of them", "shuffle_window=", "memory_bytes="):
+        assert text in record.message
+
+
+def test_a_pass_whose_windows_fit_is_not_warned_of(store, caplog):
+    made = open_x(store, 20)
+    layout = Layout("window", lanes=1, window=10 * BLOCK)
+    ids = Order(ROWS, layout, seed=5, block_lengths=made.blocks.lengths).sample_ids(0, np.arange(ROWS))
+    read_epoch(made, ids, ahead=5 * BLOCK)
+    assert caplog.records == []
+    assert sorted(blocks_asked(store)) == list(range(ROWS // BLOCK))
+
+
+def test_where_a_column_fits_into_memory_but_for_its_small_files_its_blocks_shrink_until_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_memory, "_KEPT_COLUMN_BYTES", 0)
+    monkeypatch.setattr(stored_memory, "_SMALL_BLOCK_BYTES", ROW_BYTES)
+    for number, part in enumerate(np.split(X, np.arange(1, 101))):  # 100 files of one row, and one of 300
+        np.save(tmp_path / f"{number:03}.npy", part)
+    memory_bytes = X.nbytes * 5 // 4
+    made = NumpySource({"x": f"{BASE}/*.npy"}, store := stored(tmp_path), memory_bytes=memory_bytes)
+    column = made._stored["x"]
+    assert column.slots == len(column.rows)
+    assert column.slots * column.rows.block_bytes <= memory_bytes
+    store.forget_asked()
+    for seed in range(2):
+        read_epoch(made, np.random.default_rng(seed).permutation(ROWS), ahead=100)
+    assert bytes_asked(store) == X.nbytes
+
+
+def test_a_column_that_is_kept_takes_little_more_memory_than_it_has_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_memory, "_SMALL_BLOCK_BYTES", ROW_BYTES)
+    for number, part in enumerate(np.split(X, np.arange(1, 101))):
+        np.save(tmp_path / f"{number:03}.npy", part)
+    column = NumpySource({"x": f"{BASE}/*.npy"}, stored(tmp_path), memory_bytes=1 << 20)._stored["x"]
+    assert column.slots == len(column.rows)
+    assert column.slots * column.rows.block_bytes <= 2 * X.nbytes
+
+
+def test_a_column_of_hardly_any_bytes_is_kept_however_its_files_differ_in_length(tmp_path):
+    for number, part in enumerate(np.split(X, np.arange(1, 101))):
+        np.save(tmp_path / f"{number:03}.npy", part)
+    column = NumpySource({"x": f"{BASE}/*.npy"}, stored(tmp_path), memory_bytes=1 << 20)._stored["x"]
+    assert column.slots == len(column.rows)

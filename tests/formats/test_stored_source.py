@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import ArgumentError, FormatError, StorageError
-from headrace.formats import NumpySource, Raw, source, stored_column, stored_memory, stored_rows
+from headrace.formats import NumpySource, Raw, numpy_source, source, stored_column, stored_memory, stored_rows
 from headrace.storage import Store
 from tests.formats.contract import SourceContract, assert_same
 from tests.formats.files import SAVERS, N, X, Y, below, fortran_beside_c, many_files, raw, structured
@@ -28,8 +29,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(stored_memory, "_SMALL_BLOCK_BYTES", 16)
     monkeypatch.setattr(stored_column, "_VALUES_BLOCK_BYTES", 128)
     monkeypatch.setattr(stored_column, "_VALUES_AT_ONCE", 40)
-    for module in (stored_column, stored_rows):
-        monkeypatch.setattr(module, "GAP_BYTES", 16)
+    monkeypatch.setattr(stored_rows, "GAP_BYTES", 16)
 
 
 @pytest.fixture(params=SAVERS, ids=lambda saver: saver.__name__.replace("_", " "))
@@ -146,8 +146,7 @@ def test_any_ids_read_in_any_order_give_what_numpy_gives(tmp_path_factory, data)
     np.save(folder / "y.npy", np.arange(len(array)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(source, "_BLOCK_BYTES", draw(st.sampled_from([1, 24, 50, 1000])))
-        for module in (stored_column, stored_rows):
-            monkeypatch.setattr(module, "GAP_BYTES", draw(st.sampled_from([0, 12, 30])))
+        monkeypatch.setattr(stored_rows, "GAP_BYTES", draw(st.sampled_from([0, 12, 30])))
         monkeypatch.setattr(stored_column, "_RANGES_AT_ONCE_BYTES", draw(st.sampled_from([1, 40])))
         monkeypatch.setattr(stored_column, "_VALUES_BLOCK_BYTES", 40)
         spec = {"x": f"{BASE}/0*.npy", "y": f"{BASE}/y.npy"}
@@ -206,10 +205,32 @@ def test_stored_files_that_can_not_be_columns_are_refused(tmp_path, spec, error,
         NumpySource(spec, stored(tmp_path))
 
 
-def test_a_budget_of_no_bytes_is_refused(tmp_path):
+@pytest.mark.parametrize("memory_bytes", [0, -1, True, 1e9, "1GB"])
+def test_a_budget_that_is_no_number_of_bytes_is_refused(tmp_path, memory_bytes):
     np.save(tmp_path / "x.npy", X)
-    with pytest.raises(ArgumentError, match="memory_bytes: expected a number of bytes, 1 or more, got 0"):
-        NumpySource({"x": f"{BASE}/x.npy"}, stored(tmp_path), memory_bytes=0)
+    text = f"memory_bytes: expected a number of bytes, an int of 1 or more, got {memory_bytes!r}"
+    with pytest.raises(ArgumentError, match=re.escape(text)):
+        NumpySource({"x": f"{BASE}/x.npy"}, stored(tmp_path), memory_bytes=memory_bytes)
+
+
+@pytest.mark.parametrize("store", ["s3", {"anon": True}, Store])
+def test_a_store_that_is_none_is_refused(store):
+    with pytest.raises(ArgumentError, match=r"store: expected a Store, as headrace\.Store\(\.\.\.\) makes it, got "):
+        NumpySource({"x": f"{BASE}/x.npy"}, store)
+
+
+def test_beside_large_local_columns_no_more_is_announced_than_fits_and_little_of_it_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(numpy_source, "_LOCAL_SAMPLES_AHEAD", 3)
+    (tmp_path / "stored").mkdir()
+    np.save(tmp_path / "stored" / "y.npy", np.zeros(50, "u1"))
+    np.save(tmp_path / "x.npy", np.zeros((50, 1000), "u1"))
+    spec = {"x": tmp_path / "x.npy", "y": f"{BASE}/y.npy"}
+    mixed = NumpySource(spec, stored(tmp_path / "stored"), memory_bytes=40_000)
+    assert mixed.read_ahead_bytes == 10_000
+    expected: list[int] = []
+    monkeypatch.setattr(mixed._residency, "expect", lambda ids, locate: expected.extend(ids.tolist()))
+    mixed.prefetch(np.arange(10))
+    assert expected == [0, 1, 2]
 
 
 def test_patterns_with_braces_name_local_files_unless_one_has_that_very_name(tmp_path):

@@ -48,7 +48,10 @@ class NumpyDataset(MapDataset):
 
     Local files are memory-mapped. Files in a store (any fsspec URL) are read in blocks of some MiB, kept in memory up
     to a budget; a loader reads the blocks ahead in the order in which it will need them, and `shuffle=True` permutes
-    samples within windows of blocks, so that each is read once.
+    samples within windows of blocks, so that each is read once. With `shuffle=False`, neighbouring batches go to
+    different ranks, so each rank fetches all blocks: give the loader `lanes=` (a power of two, as many as there are
+    ranks or more), and each rank reads stretches of its own, in another order. Where the blocks of a window don't fit
+    into the budget, rows are fetched one by one, which is slow; a warning says so.
 
     Example:
         >>> import numpy as np, pathlib, tempfile

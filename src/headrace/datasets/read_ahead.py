@@ -9,8 +9,9 @@ import numpy as np
 
 from headrace.formats import Ids, Source
 
-# Samples announced ahead at most: their ids then take 32 MiB
+# Announced ahead at most: so many ids take 32 MiB, and groups of a few samples take longer to plan, up to 15 us each
 _MOST_SAMPLES = 4 << 20
+_MOST_GROUPS = 8192
 
 
 class _Group(Protocol):
@@ -28,7 +29,8 @@ def announced(
     """The groups, each with the samples that `source.prefetch` is to be told of before it is read; None for none.
 
     Samples are announced once and in the order in which they are read. For a source that wants to know of
-    `read_ahead_bytes` they begin with the first group's, and stay about as far ahead of the group handed out.
+    `read_ahead_bytes` they begin with the first group's, and stay about as far ahead of the group handed out; less far
+    where that were many samples or groups.
 
     Args:
         source: What the samples are read from.
@@ -40,7 +42,8 @@ def announced(
     unannounced: list[Ids] = []
     if source.read_ahead_bytes > 0:
         sample_bytes = max(1, sum(column.sample_bytes for column in source.schema.values()))
-        ahead = max(least, min(source.read_ahead_bytes // sample_bytes, _MOST_SAMPLES) // group_samples)
+        ahead_samples = min(source.read_ahead_bytes // sample_bytes, _MOST_SAMPLES)
+        ahead = max(least, min(ahead_samples // group_samples, _MOST_GROUPS))
         waiting = deque(itertools.islice(groups, ahead))
         unannounced += [group.sample_ids for group in waiting]
     else:

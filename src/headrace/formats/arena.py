@@ -18,7 +18,6 @@ Guarantees:
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Condition, Lock
 from typing import TypeAlias
@@ -26,6 +25,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from headrace.formats.announcements import Announcements
 from headrace.formats.source import Ids
 from headrace.formats.steps import Steps
 from headrace.storage import Transfer, available_bytes, check_cancelled
@@ -90,11 +90,7 @@ class Arena:
         self._rows = self._memory.reshape(self.slots * block_rows, row_bytes)
         self._take = self._rows.take
         self._slot_of = np.full(blocks, -1, np.int64)
-        # The clock counts rows read. A block is needed until the clock shows this: what was read last was needed until
-        # then, what is announced will be needed until later. The last entry stands for "no block", as in _block_of.
-        self._needed: Ids = np.zeros(blocks + 1, np.int64)
-        self._needed[-1] = -1
-        self._clock = self._announced = 0
+        self._coming = Announcements(blocks, self.slots, block_rows * row_bytes)
         self._block_of = np.full(self.slots, -1, np.int64)
         self._pins = np.zeros(self.slots, np.int32)
         self._is_busy = np.zeros(self.slots, np.bool_)
@@ -103,9 +99,7 @@ class Arena:
         self._fills: dict[int, _Fill] = {}  # by block: on their way
         self._failed: dict[int, Transfer] = {}  # by block: fetched ahead in vain, and not needed yet
         self._ending: list[_Fill] = []  # filled, failed or given up, but the memory is not released yet
-        self._queue: deque[int] = deque()
-        self._is_queued = np.zeros(blocks, np.bool_)
-        self._next_look_at_queue = 0
+        self._next_look_ahead = 0
         self._lock = Lock()
         self._slot_came_free = Condition(self._lock)
 
@@ -194,61 +188,69 @@ class Arena:
                 check_cancelled()
             blocks, rows, places = blocks[~mine], rows[~mine], places[~mine]
 
+    @property
+    def open_blocks(self) -> int:
+        """How many blocks have rows that are announced; see `Announcements`."""
+        return self._coming.open_blocks
+
     def absent(self, blocks: Ids) -> npt.NDArray[np.bool_]:
-        """Which of the blocks are neither in memory, nor on their way, nor announced."""
+        """Which of the blocks are neither in memory nor on their way.
+
+        Those that wait to be fetched ahead are fetched now, as far as slots are free of blocks that are still needed.
+        """
         with self._lock:
             self._settle()
-            absent = (self._slot_of[blocks] < 0) & ~self._is_queued[blocks]
-            if absent.any() and self._fills:
+            absent = self._slot_of[blocks] < 0
+            if absent.any():
+                waiting = np.unique(blocks[absent & self._coming.is_waiting[blocks]])
+                self._fetch_ahead(waiting.tolist())
                 absent &= ~np.isin(blocks, np.fromiter(self._fills, np.int64, len(self._fills)))
         return absent
 
-    def announce(self, blocks: Ids, counts: Ids | None = None) -> None:
+    def announce(self, blocks: Ids, counts: Ids | None = None, costs: tuple[Ids, Ids] | None = None) -> None:
         """Says which block each of the coming rows needs, after those that were announced before.
 
         Args:
             blocks: int64 (n,), in the order of need.
             counts: int64 (n,), for how many rows each; None for one.
+            costs: Of the distinct blocks, int64 (m,), what their rows would cost one by one, int64 (m,), bytes; None
+                where each block is to be fetched whatever it costs.
         """
-        ends = np.arange(1, len(blocks) + 1) if counts is None else np.cumsum(counts)
         with self._lock:
-            begin = max(self._announced, self._clock)
-            self._announced = begin + int(ends[-1])
-            # of a block that occurs twice, the later need stays
-            self._needed[blocks] = begin + ends
-            distinct, first = np.unique(blocks[self._slot_of[blocks] < 0], return_index=True)
-            for block in distinct[np.argsort(first)].tolist():
-                if block not in self._fills and not self._is_queued[block]:
-                    self._queue.append(block)
-                    self._is_queued[block] = True
-            self._fetch_queued()
+            self._coming.add(blocks, counts, costs)
+            absent = blocks[(self._slot_of[blocks] < 0) & ~self._coming.is_waiting[blocks]]
+            if len(absent):
+                distinct, first = np.unique(absent, return_index=True)
+                on_their_way = np.isin(distinct, np.fromiter(self._fills, np.int64, len(self._fills)))
+                self._coming.enqueue(absent[np.sort(first[~on_their_way])])
+            self._fetch_waiting()
 
     def end_announcements(self) -> None:
         """Forgets what was announced, and gives up the transfers that nobody waits for."""
         with self._lock:
             self._settle()
-            self._queue.clear()
+            self._coming.forget()
             self._failed.clear()
-            self._is_queued[:] = False
             for block, fill in list(self._fills.items()):
                 if self._pins[fill.slot] == 0:
                     fill.transfer.cancel()
                     self._end(block, fill)
-            np.minimum(self._needed, self._clock, out=self._needed)
-            self._announced = self._clock
+
+    def note_read(self, blocks: Ids) -> None:
+        """Counts rows, one of each of these blocks, that were read past the arena."""
+        with self._lock:
+            self._touch(blocks, len(blocks))
 
     def _touch(self, blocks: Ids, rows: int) -> None:
         """Notes that so many rows of these blocks were read. The lock is held, as in everything below but `_unpin`."""
-        self._clock += rows
-        needed = self._needed[blocks]
-        self._needed[blocks] = np.maximum(needed, self._clock, out=needed)
-        if self._queue and self._clock >= self._next_look_at_queue:
-            self._fetch_queued()
+        self._coming.read(blocks, rows)
+        if self._coming and self._coming.clock >= self._next_look_ahead:
+            self._fetch_waiting()
 
     def _unpin(self, slots: Ids) -> None:
         with self._lock:
             self._pins[slots] -= 1
-            self._slot_came_free.notify_all()
+            self._slot_came_free.notify(len(slots))
 
     def _begin_round(self, wanted: Ids, slots: Ids, fills: list[_Fill]) -> None:
         """Pins as many of the wanted blocks as there are slots for, fetching what is absent; takes the lock itself.
@@ -305,21 +307,22 @@ class Arena:
         self._fills.update(zip(blocks, fills, strict=True))
         return fills
 
-    def _fetch_queued(self) -> None:
+    def _fetch_waiting(self) -> None:
         """Starts to fetch announced blocks, as many at once as may be."""
-        self._next_look_at_queue = self._clock + int(self._block_rows) // 8 + 1
+        self._next_look_ahead = self._coming.clock + int(self._block_rows) // 8 + 1
         self._settle()
         blocks: list[int] = []
         room = self._most_ahead - len(self._fills)
-        while self._queue and len(blocks) < room:
-            block = self._queue.popleft()
-            self._is_queued[block] = False
-            if self._slot_of[block] < 0 and block not in self._fills and self._needed[block] > self._clock:
+        while len(blocks) < room and (block := self._coming.next_waiting()) is not None:
+            if self._slot_of[block] < 0 and block not in self._fills:
                 blocks.append(block)
+        self._coming.put_back(self._fetch_ahead(blocks))
+
+    def _fetch_ahead(self, blocks: list[int]) -> list[int]:
+        """Starts to fetch blocks where slots are free of blocks that are still needed; returns those that wait on."""
         with contextlib.suppress(Exception):  # whoever needs these blocks fetches them, and gets the error
-            waiting = blocks[len(self._fetch(blocks, urgent=False)) :]
-            self._queue.extendleft(reversed(waiting))
-            self._is_queued[waiting] = True
+            return blocks[len(self._fetch(blocks, urgent=False)) :]
+        return []
 
     def _claim(self, count: int, *, urgent: bool) -> list[int]:
         """Up to `count` slots that hold no block any more: empty ones, new ones, then those needed longest ago.
@@ -328,14 +331,14 @@ class Arena:
         """
         used = self._in_use
         idle = np.flatnonzero((self._pins[:used] == 0) & ~self._is_busy[:used])
-        needed = self._needed[self._block_of[idle]]
+        needed = self._coming.needed[self._block_of[idle]]
         claimed: list[int] = idle[needed < 0][:count].tolist()
         claimed += self._new_slots(count - len(claimed), at_least=1 if len(idle) == 0 else 0)
         if len(claimed) < count:
-            past = (needed >= 0) & (needed <= self._clock)
+            past = (needed >= 0) & (needed <= self._coming.clock)
             claimed += _smallest(idle[past], needed[past], count - len(claimed))
         if len(claimed) < count and urgent:
-            coming = needed > self._clock
+            coming = needed > self._coming.clock
             claimed += _smallest(idle[coming], -needed[coming], count - len(claimed))
         evicted = self._block_of[claimed]
         self._slot_of[evicted[evicted >= 0]] = -1

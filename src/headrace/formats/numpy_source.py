@@ -34,6 +34,8 @@ __all__ = ["ColumnFiles", "NumpySource", "Raw"]
 
 # Of the memory for stored blocks, the share that is announced ahead: what a window and its successor leave free.
 _AHEAD_SHARE = 4
+# Of local files beside stored ones, the samples that are asked for at once: each may take a system call.
+_LOCAL_SAMPLES_AHEAD = 4096
 
 
 class NumpySource(Source):
@@ -72,9 +74,12 @@ class NumpySource(Source):
         """
         if not columns:
             raise ArgumentError("expected at least one column, got none")
-        if memory_bytes is not None and memory_bytes < 1:
-            raise ArgumentError(f"memory_bytes: expected a number of bytes, 1 or more, got {memory_bytes}")
+        is_count = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes >= 1
+        if memory_bytes is not None and not is_count:
+            raise ArgumentError(f"memory_bytes: expected a number of bytes, an int of 1 or more, got {memory_bytes!r}")
         store = Store() if store is None else store
+        if isinstance(store, type) or not hasattr(store, "read_ranges"):
+            raise ArgumentError(f"store: expected a Store, as headrace.Store(...) makes it, got {store!r}")
         self._attach(open_columns(columns, store), store, memory_bytes)
 
     def _attach(self, files: Mapping[str, Sequence[ArrayFile]], store: Store, memory_bytes: int | None) -> None:
@@ -89,9 +94,8 @@ class NumpySource(Source):
             memory_bytes = default_memory_bytes() if memory_bytes is None else memory_bytes
             stored = {name: of_column for name, of_column in files.items() if is_stored[name]}
             self._stored = store_columns(stored, store, self._block_samples, self._cut_files, memory_bytes)
-            sample_bytes = sum(files[name][0].row_bytes for name in files)
-            stored_bytes = sum(files[name][0].row_bytes for name in stored)
-            self.read_ahead_bytes = max(1, memory_bytes // _AHEAD_SHARE // stored_bytes) * sample_bytes
+            # local columns count: where they are large, what is announced of them is no more than can be read ahead
+            self.read_ahead_bytes = max(self._sample_bytes, memory_bytes // _AHEAD_SHARE)
         self._columns: dict[str, FileColumn | StoredColumn] = {
             name: self._stored[name] if is_stored[name] else local[name] for name in files
         }
@@ -162,30 +166,43 @@ class NumpySource(Source):
         return part
 
     def _fill(self, ids: Ids, out: Mapping[str, Array]) -> Mapping[str, Array]:
+        if self._stored:
+            self._fill_stored(ids, out)
+        else:
+            self._fill_local(ids, out)
+        return out
+
+    def _fill_local(self, ids: Ids, out: Mapping[str, Array]) -> None:
+        for starts, columns in self._cuts:
+            rows = rows_by_file(starts, ids)
+            for name, column in columns.items():
+                column.read(rows, out[name])
+
+    def _fill_stored(self, ids: Ids, out: Mapping[str, Array]) -> None:
+        """Fills stored columns and local ones: those are read while bytes are on their way."""
         missing = []
         for name, stored in self._stored.items():
             if not stored.gather(ids, out[name]):
                 missing.append(stored.reading(ids, out[name]))
         reading = together(missing)
-        next(reading)  # local files are read while bytes are on their way
+        next(reading)
         try:
-            for starts, columns in self._cuts:
-                rows = rows_by_file(starts, ids)
-                for name, column in columns.items():
-                    column.read(rows, out[name])
+            self._fill_local(ids, out)
             for _ in reading:
                 pass
         finally:
             reading.close()
-        return out
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Asks for those samples that are not in memory, and doesn't wait for them."""
-        self._residency.expect(np.asarray(sample_ids), self._ranges)
-        if self._stored:
-            ids = check_ids(sample_ids, self._samples)
-            for column in self._stored.values():
-                column.prefetch(ids)
+        if not self._stored:
+            self._residency.expect(np.asarray(sample_ids), self._ranges)
+            return
+        ids = check_ids(sample_ids, self._samples)
+        if self._cuts:
+            self._residency.expect(ids[:_LOCAL_SAMPLES_AHEAD], self._ranges)
+        for column in self._stored.values():
+            column.prefetch(ids)
 
     def end_prefetch(self) -> None:
         for column in self._stored.values():

@@ -124,7 +124,11 @@ class Source(ABC):
         """Hints that these samples will be read soon. Costs next to nothing where that is of no use."""
 
     def end_prefetch(self) -> None:
-        """Says that what was announced will not be read after all: gives up what was begun and nobody waits for."""
+        """Says that what was announced will not be read after all: gives up what was begun and nobody waits for.
+
+        That goes for everything announced of this source, and of all parts of one source: what other passes announced
+        before is fetched when they read it, and what they announce from now on is fetched ahead again.
+        """
 
     @abstractmethod
     def where(self, sample_id: int) -> str:

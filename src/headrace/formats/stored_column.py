@@ -1,13 +1,15 @@
 """One column whose files lie in a store: whole blocks are kept in memory, single rows are fetched as they are.
 
-What a read misses is fetched as whole blocks where they are announced, where all of the column fits into memory, where
-a disk cache keeps them, and where a block's rows have been missed so often that fetching it would have cost no more.
-Else only the wanted rows are fetched, neighbours together.
+What a read misses is fetched as whole blocks where all of the column fits into memory, where a disk cache keeps them,
+and where a block's rows have been missed so often that fetching it would have cost no more. Else only the wanted rows
+are fetched, neighbours together. What is announced is fetched ahead as whole blocks, as long as they all fit into
+memory or are worth it (see `announcements`). So what is asked for costs at most about twice what the rows would alone.
 
 Guarantees: any number of threads may read, and announce, at once. Each process has memory of its own: a forked child
 begins without any, and touches no lock of its parent. What is counted about misses may lose an update.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -19,8 +21,10 @@ from headrace.formats.dtypes import native
 from headrace.formats.npy import ArrayFile
 from headrace.formats.source import Array, Column, Ids
 from headrace.formats.steps import Steps, together
-from headrace.formats.stored_rows import GAP_BYTES, RowRange, StoredRows
+from headrace.formats.stored_rows import RowRange, StoredRows
 from headrace.storage import Store, is_consecutive
+
+_log = logging.getLogger("headrace")
 
 _VALUES_BLOCK_BYTES = 4 << 20
 _VALUES_AT_ONCE = 1 << 20
@@ -101,12 +105,13 @@ class StoredColumn:
         """Begins to fetch the blocks of these samples, in their order, and doesn't wait."""
         if self.rows.by_value or len(sample_ids) == 0:
             return
-        arena = self._memory().arena
+        memory = self._memory()
+        costs = None if memory.keeps_all else self.rows.costs(sample_ids)
         if is_consecutive(sample_ids):
             blocks, _, counts = self.rows.run(sample_ids)
-            arena.announce(blocks, counts)
+            memory.arena.announce(blocks, counts, costs)
         else:
-            arena.announce(self.rows.locate(sample_ids)[0])
+            memory.arena.announce(self.rows.locate(sample_ids)[0], None, costs)
 
     def end_prefetch(self) -> None:
         """Gives up what `prefetch` has begun and nobody waits for."""
@@ -130,7 +135,8 @@ class StoredColumn:
         if memory is None:
             if self._memories and os.getpid() not in self._memories:
                 self._memories = {}  # a child's own: its parent's are of no use to it
-            memory = self._memories.setdefault(os.getpid(), _Memory(self.rows, self._store, self.slots))
+            made = _Memory(str(self.files[0].path), self.rows, self._store, self.slots)
+            memory = self._memories.setdefault(os.getpid(), made)
         return memory
 
     def _reading_rows(self, rows: Ids, out: Bytes) -> Steps:
@@ -141,6 +147,7 @@ class StoredColumn:
         readings = [memory.arena.reading(blocks[places], within[places], places, out)]
         if len(places) < len(rows):
             places = np.flatnonzero(alone)
+            memory.arena.note_read(blocks[places])
             readings.append(self._reading_ranges(self.rows.ranges(rows[places]), places, out))
         return together(readings)
 
@@ -166,7 +173,7 @@ class StoredColumn:
 class _Memory:
     """A column's blocks in one process, and what is known of misses."""
 
-    def __init__(self, rows: StoredRows, store: Store, slots: int) -> None:
+    def __init__(self, name: str, rows: StoredRows, store: Store, slots: int) -> None:
         # `start` must not refer to the arena: its memory shall go with the last reference, not some time later
         self.arena = Arena(
             len(rows),
@@ -175,26 +182,26 @@ class _Memory:
             slots,
             lambda blocks, memory, urgent: rows.start_blocks(store, blocks, memory, urgent=urgent),
         )
-        self._rows = rows
-        self._keeps_all = store.has_cache or self.arena.slots == len(rows)
+        self.keeps_all = store.has_cache or self.arena.slots == len(rows)
+        self._name, self._rows = name, rows
         self._missed_bytes = np.zeros(len(rows), np.int64)
         self._missed_at = np.zeros(len(rows), np.int64)
         self._misses = 0
+        self._crowded_bytes, self._warned = 0, False
 
     def alone(self, rows: Ids, blocks: Ids) -> npt.NDArray[np.bool_]:
         """Which of the rows are to be fetched without the rest of their blocks, bool (n,)."""
-        if self._keeps_all:
+        if self.keeps_all:
             return np.zeros(len(rows), np.bool_)
         absent = self.arena.absent(blocks)
         if not absent.any():
             return absent
-        wanted = np.unique(rows[absent])
-        of_wanted, _ = self._rows.locate(wanted)
-        missed, which = np.unique(of_wanted, return_inverse=True)
-        # What the rows would cost: their bytes, and those between them up to the gap, which is the price of a request
-        steps = np.diff(wanted, prepend=wanted[0]) * self._rows.row_bytes
-        steps[np.flatnonzero(np.diff(which, prepend=-1))] = GAP_BYTES + self._rows.row_bytes
-        cost = np.bincount(which, weights=np.minimum(steps, GAP_BYTES + self._rows.row_bytes)).astype(np.int64)
+        missed, cost = self._rows.costs(rows[absent])
+        if self.arena.open_blocks > self.arena.slots:
+            # All slots hold blocks that are announced: a block that took the place of one would be paid for in vain.
+            self._count_crowded(int(cost.sum()))
+            return absent
+        self._crowded_bytes = 0
         # As when to buy what one keeps renting: fetched by the row until that has cost as much as the block.
         forgotten = self._misses - self._missed_at[missed] > _REMEMBERED_SLOTS * self.arena.slots
         cost += np.where(forgotten, 0, self._missed_bytes[missed])
@@ -204,3 +211,21 @@ class _Memory:
         self._missed_at[missed] = self._misses
         absent[absent] = ~np.isin(blocks[absent], missed[whole])
         return absent
+
+    def _count_crowded(self, cost_bytes: int) -> None:
+        """Warns, once, where rows fetched by the row have cost as much as filling all of the memory."""
+        self._crowded_bytes += cost_bytes
+        slots, open_blocks, block_bytes = self.arena.slots, self.arena.open_blocks, self._rows.block_bytes
+        if self._warned or self._crowded_bytes < slots * block_bytes:
+            return
+        self._warned = True
+        _log.warning(
+            "%s: the samples to come lie in %d blocks of %d bytes, and there is memory for %d of them: the rows of the "
+            "others are fetched one by one, which is slow; give the loader a smaller shuffle_window=, or the dataset "
+            "a memory_bytes= about %d times as large",
+            self._name,
+            open_blocks,
+            block_bytes,
+            slots,
+            -(-open_blocks // slots),
+        )

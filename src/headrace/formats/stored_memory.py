@@ -16,6 +16,8 @@ _SMALL_BLOCK_BYTES = 64 << 10
 _KEPT_COLUMN_BYTES = 256 << 20
 _KEPT_SHARE = 4
 _LEAST_SLOTS = 2
+# The memory of a column that is kept, in shares of its bytes, at most: blocks of small files leave room unused.
+_MOST_WASTE = 2
 
 
 def default_memory_bytes() -> int:
@@ -34,6 +36,7 @@ def store_columns(
 
     A shuffled window reads blocks of the source: from every column the samples of each, which lie in one or two of the
     column's blocks. So every column gets memory for the same number of blocks, and small blocks if it has small rows.
+    Where all of them fit into memory, each gets as much as it needs instead.
 
     Args:
         columns: Their files.
@@ -42,29 +45,47 @@ def store_columns(
         cut_files: The files of the column whose blocks those are.
         memory_bytes: For all of them together.
     """
-    made: dict[str, StoredColumn] = {}
-    sharing: list[StoredColumn] = []
-    kept_bytes = 0
-    for name in sorted(columns, key=lambda name: (_column_bytes(columns[name]), name)):
-        files = columns[name]
-        column_bytes = _column_bytes(files)
-        is_small = column_bytes <= _KEPT_COLUMN_BYTES
-        length = block_samples
-        if files is not cut_files:
-            length = _grown(block_samples, files[0].row_bytes, _LARGE_BLOCK_BYTES if is_small else _SMALL_BLOCK_BYTES)
-        column = made[name] = StoredColumn(files, store, block_samples=length)
-        if is_small and kept_bytes + column_bytes <= memory_bytes // _KEPT_SHARE:
-            kept_bytes += column_bytes
-        else:
-            sharing.append(column)
-    shared_bytes = max(1, sum(column.rows.block_bytes for column in sharing))
-    for column in sharing:
-        column.slots = min(len(column.rows), max(_LEAST_SLOTS, (memory_bytes - kept_bytes) // shared_bytes))
-    return {name: made[name] for name in columns}
+    lengths: dict[str, int] = {}
+    shares: dict[str, int] = {}  # bytes of memory for each of those that fit into memory
+    left_bytes, may_keep_bytes = memory_bytes, memory_bytes // _KEPT_SHARE
+    column_bytes = {name: sum(file.rows for file in files) * files[0].row_bytes for name, files in columns.items()}
+    for name in sorted(columns, key=lambda name: (column_bytes[name], name)):
+        is_small = column_bytes[name] <= _KEPT_COLUMN_BYTES
+        lengths[name] = block_samples
+        if columns[name] is not cut_files:
+            largest = _LARGE_BLOCK_BYTES if is_small else _SMALL_BLOCK_BYTES
+            lengths[name] = _grown(block_samples, columns[name][0].row_bytes, largest)
+        if is_small and column_bytes[name] <= may_keep_bytes:
+            may_keep_bytes -= column_bytes[name]
+            left_bytes -= column_bytes[name]
+            shares[name] = _MOST_WASTE * column_bytes[name]
+    sharing = [name for name in columns if name not in shares]
+    sharing_bytes = sum(column_bytes[name] for name in sharing)
+    if sharing_bytes <= left_bytes:
+        shares |= {name: left_bytes * column_bytes[name] // sharing_bytes for name in sharing}
+    made = {name: _column(files, store, lengths[name], shares.get(name)) for name, files in columns.items()}
+    shared_bytes = sum(made[name].rows.block_bytes for name in sharing)
+    for name in sharing:
+        rows = made[name].rows
+        slots = shares[name] // rows.block_bytes if name in shares else left_bytes // shared_bytes
+        made[name].slots = min(len(rows), max(_LEAST_SLOTS, slots))
+    return made
 
 
-def _column_bytes(files: Sequence[ArrayFile]) -> int:
-    return sum(file.rows for file in files) * files[0].row_bytes
+def _column(files: Sequence[ArrayFile], store: Store, block_samples: int, share_bytes: int | None) -> StoredColumn:
+    """A column in blocks of so many samples, or of fewer where only then all of them fit into its share of memory.
+
+    Every block takes as much room as the largest, also those of small files and at the ends of files.
+    """
+    column = StoredColumn(files, store, block_samples=block_samples)
+    rows = column.rows
+    if share_bytes is None or rows.by_value:
+        return column
+    least_bytes = max(rows.row_bytes, _SMALL_BLOCK_BYTES)
+    while rows.block_bytes > least_bytes and len(rows) * rows.block_bytes > share_bytes:
+        column = StoredColumn(files, store, block_samples=rows.block_rows // 2)
+        rows = column.rows
+    return column
 
 
 def _grown(samples: int, row_bytes: int, block_bytes: int) -> int:

@@ -107,6 +107,21 @@ class StoredRows:
                 found.append(RowRange(_object(self._files[number]), start, stop, places[mine], inside))
         return found
 
+    def costs(self, rows: Ids) -> tuple[Ids, Ids]:
+        """What rows would cost if they were fetched without the rest of their blocks, by block.
+
+        Returns:
+            The distinct blocks, int64 (m,), ascending, and the bytes for the rows of each, int64 (m,): their own, and
+            those between them up to the gap, which is the price of a request.
+        """
+        wanted = np.sort(rows)
+        of_wanted, _ = self.locate(wanted)
+        first = np.flatnonzero(np.diff(of_wanted, prepend=-1))
+        alone_bytes = GAP_BYTES + self.row_bytes
+        steps = np.minimum(np.diff(wanted, prepend=wanted[:1]) * self.row_bytes, alone_bytes)
+        steps[first] = alone_bytes
+        return of_wanted[first], np.add.reduceat(steps, first)
+
     def values_of(self, samples: Ids) -> Ids:
         """The values of samples, int64 (n * values of a sample,), each sample's in C order."""
         files = self._sample_starts.searchsorted(samples, side="right") - 1

@@ -103,7 +103,7 @@ def test_a_loader_waits_for_a_server_that_is_gone_for_a_while_and_goes_on(remote
     assert got == list(range(ROWS))
 
 
-def test_an_object_that_is_gone_in_mid_epoch_is_an_error_that_names_it(files, tmp_path, range_server):
+def test_an_object_that_is_gone_in_mid_epoch_is_an_error_and_skips_no_sample(files, tmp_path, range_server):
     for path in files:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     server = range_server(tmp_path)
@@ -111,8 +111,12 @@ def test_an_object_that_is_gone_in_mid_epoch_is_an_error_that_names_it(files, tm
         {"x": [f"{server.url}/{path.name}" for path in files]}, store=hr.Store(patience=QUICK), memory_bytes=4 << 20
     )
     (tmp_path / "x3.npy").unlink()
-    with pytest.raises(StorageError, match=r"x3\.npy: there is no such object: HTTP 404"):
-        ids_of(hr.DataLoader(dataset, batch_size=128, num_workers=2))
+    for options in ({"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "on_error": "skip"}):
+        loader = hr.DataLoader(dataset, batch_size=128, **options)
+        with pytest.raises(StorageError, match=r"x3\.npy: there is no such object: HTTP 404") as caught:
+            ids_of(loader)
+        assert caught.value.__notes__[0].startswith("while reading samples 3")
+        assert loader.skipped == 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

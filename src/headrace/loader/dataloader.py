@@ -109,7 +109,7 @@ class DataLoader:
             batch_transform: A function of (batch) or (batch, rng) that gives the batch to deliver; `rng` is a
                 `BatchRandom`, keyed likewise.
             on_error: "raise", or "skip": a sample whose reading or transform fails is left out of its batch, logged and
-                counted in `skipped`.
+                counted in `skipped`; a StorageError is raised all the same, for it is no sample's fault.
             max_errors: With "skip", the most different samples that may be skipped before SampleError is raised.
             pin_memory: Whether batches come in page-locked memory; without effect where there is no accelerator.
             device: Where batches are delivered, copied on a stream of their own; by default they stay in memory.

@@ -108,7 +108,7 @@ class BatchReader:
         part = None if self._pool is None else self._prepare(group.sample_ids)
         for first in range(0, len(group.positions), self._steps_at_once):
             bounds = group.bounds[first : first + self._steps_at_once + 1]
-            batches = None if part is None else self._gather(part, bounds)
+            batches = None if part is None else self._gather(group.sample_ids, part, bounds)
             if batches is None:
                 yield from (self._read_step(seed, epoch, step) for step in group.steps(bounds))
             elif group.valid is None and self._code.batch_transform is None:
@@ -124,18 +124,16 @@ class BatchReader:
         except Exception:  # noqa: BLE001 (read by step, it comes again)
             return None
 
-    def _gather(self, part: ReadPart, bounds: list[int]) -> list[Batch] | None:
+    def _gather(self, ids: Ids, part: ReadPart, bounds: list[int]) -> list[Batch] | None:
         """The batches of some steps of plain columns, as they were read; None where that fails."""
         if self._pool is None or self._form is None:
             return None
         start = bounds[0]
         try:
             columns = part(start, bounds[-1], self._pool.lend(bounds[-1] - start))
-        except StorageError:
-            # it says what and where, and may have taken minutes of attempts
-            if self._skipped is None:
-                raise
-            return None
+        except StorageError as error:
+            self._name_sample(error, ids[start : bounds[-1]])
+            raise
         except Exception:  # noqa: BLE001 (read by step, it comes again)
             return None
         return self._form.batches(columns, [bound - start for bound in bounds])
@@ -170,7 +168,8 @@ class BatchReader:
         try:
             return self._read_source(ids), None
         except Exception as error:
-            if self._skipped is None:
+            # a store that gives nothing is no fault of the samples
+            if self._skipped is None or isinstance(error, StorageError):
                 self._name_sample(error, ids)
                 raise
         alone = [self._read_alone(sample_id) for sample_id in ids.tolist()]

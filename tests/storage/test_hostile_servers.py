@@ -4,6 +4,7 @@ What a server between two honest ones can do to S3 and HTTP alike is in test_fau
 """
 
 import contextlib
+import itertools
 import re
 import socket
 import threading
@@ -24,6 +25,10 @@ PATIENT = Patience(deadline_seconds=5.0, stall_seconds=2.0, first_pause_seconds=
 
 # Sends an answer to a request; gets how many came before it.
 Answer = Callable[["RawServer", socket.socket, bytes, int], None]
+
+
+def is_header(line: bytes) -> bool:
+    return line != b"\r\n"
 
 
 class RawServer:
@@ -49,7 +54,7 @@ class RawServer:
 
     def _serve(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), sock, sock.makefile("rb") as lines:
-            while request := b"".join(iter(lines.readline, b"\r\n")):
+            while request := b"".join(itertools.takewhile(is_header, lines)):
                 self.requests.append(request)
                 self.answer(self, sock, request, len(self.requests) - 1)
 

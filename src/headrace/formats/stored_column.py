@@ -21,7 +21,7 @@ from headrace.formats.dtypes import native
 from headrace.formats.npy import ArrayFile
 from headrace.formats.source import Array, Column, Ids
 from headrace.formats.steps import Steps, together
-from headrace.formats.stored_rows import RowRange, StoredRows
+from headrace.formats.stored_rows import GAP_BYTES, RowRange, StoredRows
 from headrace.storage import Store, is_consecutive
 
 _log = logging.getLogger("headrace")
@@ -106,11 +106,12 @@ class StoredColumn:
         if self.rows.by_value or len(sample_ids) == 0:
             return
         memory = self._memory()
-        costs = None if memory.keeps_all else self.rows.costs(sample_ids)
-        if is_consecutive(sample_ids):
+        if is_consecutive(sample_ids):  # what `costs` would say, at no cost a row
             blocks, _, counts = self.rows.run(sample_ids)
+            costs = None if memory.keeps_all else (blocks, GAP_BYTES + counts * self.rows.row_bytes)
             memory.arena.announce(blocks, counts, costs)
         else:
+            costs = None if memory.keeps_all else self.rows.costs(sample_ids)
             memory.arena.announce(self.rows.locate(sample_ids)[0], None, costs)
 
     def end_prefetch(self) -> None:

@@ -229,15 +229,17 @@ class HttpRanges:
         """Receives the missing bytes of a part into its memory."""
         memory = part.read.out.data
         first = part.arrived
-        while part.arrived < len(memory):
-            part.check()
-            count = _receive_some(response, memory[part.arrived :])
-            if count == 0:
-                raise Fault(
-                    "ended-early", f"the answer ended after {part.arrived - first} of {len(memory) - first} bytes"
-                )
-            part.arrived += count
-            self._count("received_bytes", count)
+        try:
+            while part.arrived < len(memory):
+                part.check()
+                count = _receive_some(response, memory[part.arrived :])
+                if count == 0:
+                    raise Fault(
+                        "ended-early", f"the answer ended after {part.arrived - first} of {len(memory) - first} bytes"
+                    )
+                part.arrived += count
+        finally:
+            self._count("received_bytes", part.arrived - first)
 
     def _as_fault(self, error: Exception, *, at_once: bool) -> Exception:
         said = self._filesystems.said(error)

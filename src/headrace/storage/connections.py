@@ -81,7 +81,7 @@ class _Incoming(io.RawIOBase):
         if left < self._stall_seconds:
             self._sock.settimeout(left)
         try:
-            count = self._raw.readinto(memory) or 0
+            count = self._sock.recv_into(memory)
         except TimeoutError:
             if left < self._stall_seconds:
                 raise _too_late() from None

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 import headrace as hr
 from headrace import ArgumentError, ArrayDataset, FormatError, Normalizer, fit_normalizer
 from headrace.datasets import normalize
-from tests.datasets.parts import Tenfold, counting, same, watched
+from tests.datasets.parts import Tenfold, Watched, counting, same, watched
 
 RNG = np.random.default_rng(0)
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -22,6 +22,26 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=12)
 def moments(values, **options):
     """What is measured of one column."""
     return fit_normalizer(ArrayDataset({"x": values}), **{"columns": ["x"], **options}).columns["x"]
+
+
+class Announced(Watched):
+    """Another source, and what is announced of it and read from it, in order."""
+
+    read_ahead_bytes = 20 * 8
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.events = []
+
+    def prefetch(self, sample_ids):
+        self.events.append(("prefetch", sample_ids.tolist()))
+
+    def end_prefetch(self):
+        self.events.append(("end", []))
+
+    def read(self, sample_ids, out=None):
+        self.events.append(("read", sample_ids.tolist()))
+        return super().read(sample_ids, out)
 
 
 class TestMoments:
@@ -90,6 +110,34 @@ class TestMoments:
         fit_normalizer(dataset)
         assert [i for read in source.reads for i in read] == list(range(40_000))
         assert max(map(len, source.reads)) * 808 <= 8 << 20
+
+    def test_what_comes_next_is_announced_in_the_order_of_reading_and_the_end_is_told(self):
+        dataset = ArrayDataset({"x": np.arange(100, dtype=np.float64)})
+        source = dataset.source = Announced(dataset.source)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(normalize, "_BYTES_AT_ONCE", 10 * 8)
+            fit_normalizer(dataset)
+        announced = [i for kind, ids in source.events if kind == "prefetch" for i in ids]
+        assert announced == list(range(100))
+        assert source.events[0] == ("prefetch", list(range(30)))  # as far ahead as read_ahead_bytes says, and the first
+        assert source.events[-1] == ("end", [])
+
+    def test_the_end_is_told_where_reading_fails_too(self):
+        dataset = ArrayDataset({"x": np.array([1.0, np.nan])})
+        source = dataset.source = Announced(dataset.source)
+        with pytest.raises(ArgumentError, match="expected finite numbers"):
+            fit_normalizer(dataset)
+        assert source.events[-1] == ("end", [])
+
+    def test_only_the_columns_that_are_measured_are_read(self, tmp_path):
+        np.save(tmp_path / "x.npy", np.arange(10.0))
+        np.save(tmp_path / "y.npy", np.arange(10.0))
+        dataset = hr.NumpyDataset({"y": tmp_path / "y.npy", "x": tmp_path / "x.npy"})
+        part = dataset.select(range(2, 6)).select([0, 1, 3])
+        (tmp_path / "y.npy").unlink()  # files are opened when they are first read
+        moments = fit_normalizer(part, ["x"]).columns["x"]
+        assert moments.mean == pytest.approx((2 + 3 + 5) / 3)
+        assert moments.position == 1
 
     def test_one_sample_is_enough(self):
         assert moments(np.array([[1.0, 2.0]])).std.tolist() == [0, 0]

@@ -1,8 +1,10 @@
 """Datasets: where an order and a source meet, and the only place that knows torch.utils.data, ranks and workers.
 
 arrays       ArrayDataset, NumpyDataset: map-style
+parquet      ParquetDataset: map-style
   mapstyle   what they share: samples, batches at once, select, take, split
   views      parts of a source as sources
+  splits     random parts, drawn from all samples or from each block
   collate    whole batches through torch's own DataLoader
   batches    columns as tensors; samples out of batches
 iterable     IterableView: the same samples as an IterableDataset that splits itself

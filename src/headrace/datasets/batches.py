@@ -1,14 +1,15 @@
 """From columns to what a training loop gets: batches of tensors, and single samples out of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from headrace.errors import ArgumentError
-from headrace.formats import Array, Column
+from headrace.formats import Array, Column, Ragged, Values
 
 Batch: TypeAlias = dict[str, Any] | list[Any]
 Sample: TypeAlias = dict[str, Any] | tuple[Any, ...]
@@ -28,12 +29,16 @@ class BatchForm:
     schema: Mapping[str, Column]
     as_tuple: bool
 
-    def batch(self, columns: Mapping[str, Array]) -> Batch:
-        """The columns (rows, *shape) as tensors, without a copy: a dict, or a list in the order of the schema."""
-        tensors = {name: as_tensor(columns[name], column) for name, column in self.schema.items()}
-        return list(tensors.values()) if self.as_tuple else tensors
+    def batch(self, columns: Mapping[str, Values]) -> Batch:
+        """What a loop gets of the columns: a dict, or a list in the order of the schema.
 
-    def batches(self, columns: Mapping[str, Array], bounds: Sequence[int]) -> list[Batch]:
+        Arrays (rows, *shape) become tensors, without a copy; ragged rows stay `Ragged`, or become a list of tensors
+        where the column says so; Arrow arrays become lists of Python's own objects.
+        """
+        leaves = {name: as_leaf(columns[name], column) for name, column in self.schema.items()}
+        return list(leaves.values()) if self.as_tuple else leaves
+
+    def batches(self, columns: Mapping[str, Values], bounds: Sequence[int]) -> list[Batch]:
         """Several batches out of columns that hold one after the other: batch i is rows [bounds[i], bounds[i + 1]).
 
         Each tensor is made by itself over its own rows, so that changing one in place means nothing to the others.
@@ -41,13 +46,15 @@ class BatchForm:
         if len(bounds) == 2:
             return [self.batch(columns)]
         return [
-            self.batch({name: column[start:stop] for name, column in columns.items()})
+            self.batch({name: _sliced(column, start, stop) for name, column in columns.items()})
             for start, stop in pairwise(bounds)
         ]
 
     def row(self, batch: Batch, index: int) -> Sample:
         """One sample of a batch: a dict, or a tuple."""
-        return self._sample(_map_leaves(lambda leaf: leaf[index], batch))
+        if isinstance(batch, list):
+            return tuple(_row(column, index) for column in batch)
+        return {name: _row(column, index) for name, column in batch.items()}
 
     def rows(self, batch: Batch) -> list[Sample]:
         """All samples of a batch."""
@@ -56,9 +63,6 @@ class BatchForm:
         if isinstance(batch, list):
             return list(zip(*split, strict=True))
         return [dict(zip(batch, values, strict=True)) for values in zip(*split, strict=True)]
-
-    def _sample(self, values: Any) -> Sample:
-        return tuple(values) if self.as_tuple else values
 
 
 def with_valid(batch: Any, valid: Array) -> Any:
@@ -77,11 +81,15 @@ def with_valid(batch: Any, valid: Array) -> Any:
     )
 
 
-def as_tensor(array: Array, column: Column) -> Any:
-    """An array as a tensor over the same memory; a structured one as a dict of its fields."""
-    if array.dtype.names:
-        return {field: _field_as_tensor(array[field]) for field in array.dtype.names}
-    tensor = torch.from_numpy(array)
+def as_leaf(values: Values, column: Column) -> Any:
+    """A column of a batch: over an array's memory a tensor, or a dict of those of its fields; else Ragged or a list."""
+    if not isinstance(values, np.ndarray):
+        if not isinstance(values, Ragged):
+            return values.to_pylist()
+        return values.to_list() if column.as_list else values
+    if values.dtype.names:
+        return {field: _field_as_tensor(values[field]) for field in values.dtype.names}
+    tensor = torch.from_numpy(values)
     return tensor if column.torch_dtype is None else tensor.view(column.torch_dtype)
 
 
@@ -94,18 +102,24 @@ def _field_as_tensor(array: Array) -> Any:
     return torch.from_numpy(array)
 
 
-def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _map_leaves(function, value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [_map_leaves(function, value) for value in tree]
-    return function(tree)
+def _sliced(values: Values, start: int, stop: int) -> Values:
+    """Rows [start, stop) over the same memory."""
+    part = values[start:stop]
+    # a view of a tensor would count changes together with the tensor's other views
+    return part.map_tensors(lambda tensor: tensor.data) if isinstance(part, Ragged) else part
+
+
+def _row(column: Any, index: int) -> Any:
+    if isinstance(column, dict):
+        return {name: _row(field, index) for name, field in column.items()}
+    return column[index]
 
 
 def _unbind(column: Any) -> Sequence[Any]:
     """A column's rows."""
+    if isinstance(column, torch.Tensor):
+        return column.unbind(0)
     if isinstance(column, dict):
         split = [_unbind(field) for field in column.values()]
         return [dict(zip(column, values, strict=True)) for values in zip(*split, strict=True)]
-    rows: Sequence[Any] = column.unbind(0)
-    return rows
+    return column.to_list() if isinstance(column, Ragged) else column

@@ -13,6 +13,7 @@ import torch
 import torch.utils.data._utils.collate as torch_collate
 
 from headrace.datasets.batches import Batch, BatchForm, Sample
+from headrace.formats import Ragged
 
 
 class Chunk:
@@ -25,7 +26,7 @@ class Chunk:
 
     def __init__(self, form: BatchForm, batch: Batch, length: int) -> None:
         self.form, self.batch, self.length = form, batch, length
-        self._versions = _versions(batch)
+        self._versions = self._counted()
 
     def first(self) -> "_DictRow | _TupleRow":
         """The first sample, without making the others."""
@@ -37,7 +38,10 @@ class Chunk:
 
     def unchanged(self) -> bool:
         """Whether no operation in place has touched the tensors, or those of the samples, which share their memory."""
-        return self._versions == _versions(self.batch)
+        return self._versions == self._counted()
+
+    def _counted(self) -> list[Any]:
+        return [_version(column) for column in (self.batch if isinstance(self.batch, list) else self.batch.values())]
 
     def slice(self, start: int, stop: int) -> Batch:
         """The batch of samples [start, stop), in memory of its own unless it is the whole chunk."""
@@ -89,16 +93,23 @@ def _holds(value: Any, made: Any) -> bool:
     return all(map(_holds, value, made)) if isinstance(made, tuple) else value is made
 
 
-def _versions(column: Any) -> list[Any]:
-    """How often each tensor, or one that shares its memory, was changed in place, in shape or content."""
+def _version(column: Any) -> Any:
+    """How often a column's tensors, or those that share their memory, were changed in place, in shape or content."""
     if isinstance(column, torch.Tensor):
-        return [0 if column.is_inference() else column._version]  # noqa: SLF001 (autograd's own count)
-    return [_versions(field) for field in (column.values() if isinstance(column, dict) else column)]
+        return 0 if column.is_inference() else column._version  # noqa: SLF001 (autograd's own count)
+    if isinstance(column, Ragged):
+        return _version(column.values), _version(column.offsets)
+    if isinstance(column, list):
+        # tensors in a list are views of one, which count together; what else a list holds, samples hold themselves
+        return _version(column[0]) if column and isinstance(column[0], torch.Tensor) else 0
+    return [_version(field) for field in column.values()]
 
 
 def _copied(column: Any, start: int, stop: int) -> Any:
     if isinstance(column, dict):
         return {name: _copied(field, start, stop) for name, field in column.items()}
+    if isinstance(column, list):
+        return [value.clone() if isinstance(value, torch.Tensor) else value for value in column[start:stop]]
     return column[start:stop].clone()
 
 

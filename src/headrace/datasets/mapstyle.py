@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from headrace.datasets import views
+from headrace.datasets import splits, views
 from headrace.datasets.batches import BatchForm
 from headrace.datasets.collate import Chunk, LazyRows, collate_at_once
 from headrace.errors import ArgumentError
@@ -116,7 +116,9 @@ class MapDataset(Dataset[Any]):
     def split(self, parts: Mapping[str, float], *, seed: int = 0) -> dict[str, Self]:
         """Disjoint random parts that together hold every sample once: `split({"train": 0.9, "val": 0.1})`.
 
-        The parts are computed, not stored, so they take no memory, and the same seed always gives the same ones.
+        The parts are computed, not stored, so they take no memory, and the same seed always gives the same ones. Where
+        samples are decoded a block at a time (Parquet's row groups), each part is drawn from every block in proportion
+        and keeps the blocks' order, so that it, too, is read block by block.
 
         Args:
             parts: Each part's share: fractions that sum to 1, or whole numbers that sum to the length.
@@ -125,7 +127,8 @@ class MapDataset(Dataset[Any]):
         Raises:
             ArgumentError: The shares don't sum up, or a part would be empty.
         """
-        return {name: self._viewed(part) for name, part in views.split(len(self), parts, seed).items()}
+        lengths = self.source.blocks.lengths if self.source.splits_by_block else None
+        return {name: self._viewed(part) for name, part in splits.split(len(self), parts, seed, lengths).items()}
 
     def to_iterable_dataset(self, batch_size: int | None = None, **options: Any) -> "IterableView":
         """The samples as an `IterableDataset` that splits itself over ranks and torch's workers; see `IterableView`."""

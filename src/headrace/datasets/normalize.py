@@ -2,18 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from headrace.datasets.mapstyle import MapDataset
+from headrace.datasets.read_ahead import announced
 from headrace.errors import ArgumentError, FormatError
-from headrace.formats import Array
+from headrace.formats import Array, Ids, Source
 
 _VERSION = 1
 _BYTES_AT_ONCE = 8 << 20
@@ -151,6 +152,8 @@ class _Scaler:
 def fit_normalizer(dataset: MapDataset, columns: Sequence[str | int] | None = None) -> Normalizer:
     """Measures mean and standard deviation of columns in one pass over a dataset, in bounded memory.
 
+    Only these columns are read, in the dataset's own order; what comes next is fetched meanwhile.
+
     Sums are kept in float64, of distances from the first sample, batch by batch around the batches' own means (Chan,
     Golub and LeVeque, "Algorithms for computing the sample variance", 1983): float32 values with a large mean lose no
     digits, and the deviation of values that never vary is exactly 0.
@@ -172,14 +175,31 @@ def fit_normalizer(dataset: MapDataset, columns: Sequence[str | int] | None = No
         )
     names = _chosen(dataset, columns)
     sums = {name: _Sums(name, dataset.schema[name].shape) for name in names}
-    sample_bytes = sum(column.sample_bytes for column in dataset.schema.values())
-    at_once = max(1, _BYTES_AT_ONCE // max(1, sample_bytes))
-    for start in range(0, len(dataset), at_once):
-        read = dataset.source.read(np.arange(start, min(start + at_once, len(dataset))))
+    for read in _read_through(dataset.source.narrowed(names)):
         for name in names:
-            sums[name].add(_as_float64(read[name], dataset.schema[name].torch_dtype))
+            sums[name].add(_as_float64(np.asarray(read[name]), dataset.schema[name].torch_dtype))
     places = {name: place for place, name in enumerate(dataset.schema)}
     return Normalizer({name: sums[name].moments(places[name]) for name in names})
+
+
+class _Piece(NamedTuple):
+    """Samples that are read together, int64 (m,)."""
+
+    sample_ids: Ids
+
+
+def _read_through(source: Source) -> Iterator[Mapping[str, Any]]:
+    """All samples in their order, some MiB at a time."""
+    samples, sample_bytes = len(source), sum(column.sample_bytes for column in source.schema.values())
+    at_once = max(1, _BYTES_AT_ONCE // max(1, sample_bytes))
+    pieces = (_Piece(np.arange(start, min(start + at_once, samples))) for start in range(0, samples, at_once))
+    try:
+        for piece, coming in announced(source, pieces, group_samples=at_once, ahead=1):
+            if coming is not None:
+                source.prefetch(coming)
+            yield source.read(piece.sample_ids)
+    finally:
+        source.end_prefetch()
 
 
 def _chosen(dataset: MapDataset, columns: Sequence[str | int] | None) -> list[str]:
@@ -187,7 +207,11 @@ def _chosen(dataset: MapDataset, columns: Sequence[str | int] | None) -> list[st
     if isinstance(columns, str):
         columns = [columns]
     if columns is None:
-        names = [name for name, column in schema.items() if column.dtype.kind == "f" or column.torch_dtype is not None]
+        names = [
+            name
+            for name, column in schema.items()
+            if column.is_fixed and (column.dtype.kind == "f" or column.torch_dtype is not None)
+        ]
     else:
         names = [str(column) for column in columns]
     if not names:
@@ -195,6 +219,8 @@ def _chosen(dataset: MapDataset, columns: Sequence[str | int] | None) -> list[st
     for name in names:
         if name not in schema:
             raise ArgumentError(f"columns: expected some of {list(schema)}, got {name!r}")
+        if schema[name].ragged:
+            raise ArgumentError(f"columns: expected samples of one shape, got {name!r}, whose samples differ in length")
         if schema[name].dtype.kind not in "fiub":
             raise ArgumentError(f"columns: expected real numbers, got {name!r} of {schema[name].dtype}")
     return names

@@ -1,9 +1,8 @@
-"""Parts of a source that are sources again: selections, heads, splits."""
+"""Parts of a source that are sources again."""
 
 import hashlib
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import ArgumentError
-from headrace.formats import Array, Blocks, Ids, ReadPart, Source, check_ids, fingerprint, uniform_blocks
-from headrace.order import SPLIT, hash_words, permute
+from headrace.formats import Array, Blocks, Ids, ReadPart, Source, Values, check_ids, fingerprint, uniform_blocks
 
 
 class Selection(ABC):
@@ -29,6 +27,15 @@ class Selection(ABC):
     def describe(self) -> str:
         """What tells this selection from others of the same source, for the fingerprint."""
 
+    @property
+    def goes_by_block(self) -> bool:
+        """Whether its places run through the source's blocks one after the other."""
+        return False
+
+    def taken(self, block_lengths: Ids) -> Ids:
+        """Where it goes by block: how many samples it holds of each of the blocks, both int64 (blocks,)."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class RangeSelection(Selection):
@@ -44,6 +51,16 @@ class RangeSelection(Selection):
 
     def describe(self) -> str:
         return f"range {self.ids.start} {self.ids.step} {len(self.ids)}"
+
+    @property
+    def goes_by_block(self) -> bool:
+        return self.ids.step == 1
+
+    def taken(self, block_lengths: Ids) -> Ids:
+        ends = np.cumsum(block_lengths)
+        covered = np.minimum(ends, self.ids.stop) - np.maximum(ends - block_lengths, self.ids.start)
+        taken: Ids = np.maximum(covered, 0)
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +79,6 @@ class ListSelection(Selection):
         return "list " + hashlib.blake2b(self.ids.astype("<i8").tobytes(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
-class SplitSelection(Selection):
-    """Places [start, stop) of a keyed permutation of all samples; nothing is stored but its ends."""
-
-    samples: int
-    seed: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def sample_ids(self, places: Ids) -> Ids:
-        return permute(places + self.start, self.samples, hash_words(self.seed, 0, SPLIT))
-
-    def describe(self) -> str:
-        return f"split {self.seed % 2**64} {self.start} {self.stop}"
-
-
 class SelectedSource(Source):
     """A source that holds some samples of another one."""
 
@@ -91,31 +89,35 @@ class SelectedSource(Source):
         self._base, self._selection = base, selection
         self.schema, self.random_access = base.schema, base.random_access
         self.read_ahead_bytes = base.read_ahead_bytes
+        self.splits_by_block = base.splits_by_block and selection.goes_by_block
 
     def __len__(self) -> int:
         return len(self._selection)
 
     @cached_property
     def blocks(self) -> Blocks:
-        """The parts of the base's blocks that a plain range covers; else runs of equal length, in the view's order."""
-        blocks, selection = self._base.blocks, self._selection
-        if not (isinstance(selection, RangeSelection) and selection.ids.step == 1):
+        """The parts of the base's blocks that a selection by block takes; else runs of equal length, in its order."""
+        blocks = self._base.blocks
+        if not self._selection.goes_by_block:
             return uniform_blocks(len(self), int(blocks.bytes.sum()) // len(self._base))
-        ends = np.cumsum(blocks.lengths)
-        covered = np.minimum(ends, selection.ids.stop) - np.maximum(ends - blocks.lengths, selection.ids.start)
-        kept = np.flatnonzero(covered > 0)
-        lengths = covered[kept]
+        taken = self._selection.taken(blocks.lengths)
+        kept = np.flatnonzero(taken)
+        lengths = taken[kept]
         return Blocks(lengths, blocks.bytes[kept] * lengths // blocks.lengths[kept])
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint([(self._base.fingerprint, self._selection.describe())])
 
-    def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> Mapping[str, Values]:
         return self._base.read(self._ids(sample_ids), out)
 
     def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
         return self._base.prepare(self._ids(sample_ids))
+
+    def narrowed(self, columns: Collection[str]) -> Source:
+        base = self._base.narrowed(columns)
+        return self if base is self._base else SelectedSource(base, self._selection)
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         self._base.prefetch(self._ids(sample_ids))
@@ -146,38 +148,3 @@ def select(samples: int, ids: slice | range | npt.ArrayLike) -> Selection:
     if array.dtype == np.bool_:
         raise ArgumentError("select: expected sample ids, got booleans; give np.flatnonzero(mask)")
     return ListSelection(check_ids(array, samples).copy())
-
-
-def split(samples: int, parts: Mapping[str, float], seed: int) -> dict[str, Selection]:
-    """Disjoint selections that together hold every sample once.
-
-    Args:
-        samples: How many there are.
-        parts: Each part's share: fractions that sum to 1, or whole numbers that sum to `samples`.
-        seed: Any 64-bit integer; the same seed gives the same parts.
-
-    Raises:
-        ArgumentError: The shares don't sum up, a part would be empty, or the seed is no 64-bit integer.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise ArgumentError(f"seed: expected a 64-bit integer, got {seed!r}")
-    ends = _part_ends(samples, list(parts.values()))
-    starts = [0, *ends[:-1]]
-    for (name, share), start, end in zip(parts.items(), starts, ends, strict=True):
-        if end <= start:
-            raise ArgumentError(f"split: expected parts of at least one sample, got {name!r}: {share} of {samples}")
-    return {
-        name: SplitSelection(samples, seed, start, end) for name, start, end in zip(parts, starts, ends, strict=True)
-    }
-
-
-def _part_ends(samples: int, shares: Sequence[float]) -> list[int]:
-    as_counts = all(isinstance(share, int | np.integer) for share in shares)
-    total = samples if as_counts else 1
-    if not (shares and min(shares) >= 0 and abs(sum(shares) - total) <= 1e-9):
-        raise ArgumentError(
-            f"split: expected fractions that sum to 1, or numbers of samples that sum to {samples}, "
-            f"got {list(shares)}\n  name one more part for the samples that you don't want"
-        )
-    ends = [int(end) if as_counts else round(float(end) * samples) for end in itertools.accumulate(shares)]
-    return [*ends[:-1], samples]  # fractions that sum to almost 1 leave nothing out either

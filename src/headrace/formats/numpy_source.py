@@ -1,6 +1,6 @@
 """NumPy files as a source: `.npy` and raw binary, each column in one file or in many, on local disk or in a store."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -113,13 +113,33 @@ class NumpySource(Source):
             {file.local_path: file.file_bytes for column in local.values() for file in column.files}, self._samples
         )
 
+    def narrowed(self, columns: Collection[str]) -> "NumpySource":
+        kept = [name for name in self.schema if name in columns]
+        if len(kept) == len(self.schema):
+            return self
+        source = NumpySource.__new__(type(self))
+        # all files are known still: the fingerprint stays what it is, and so do the blocks, all but their bytes
+        source.__dict__.update({name: value for name, value in self.__dict__.items() if name != "blocks"})
+        source._keep(kept)  # noqa: SLF001 (one of us)
+        return source
+
+    def _keep(self, names: Collection[str]) -> None:
+        """Reads only these columns from now on."""
+        self.schema = {name: self.schema[name] for name in names}
+        self._columns = {name: self._columns[name] for name in names}
+        self._stored = {name: column for name, column in self._stored.items() if name in names}
+        cuts = [(starts, {name: columns[name] for name in columns if name in names}) for starts, columns in self._cuts]
+        self._cuts = [(starts, columns) for starts, columns in cuts if columns]
+
     def __getstate__(self) -> dict[str, Any]:
         # a store may hold what lets one in: it travels only where it is needed
-        store = self._store if self._stored else None
-        return {"files": self._files, "store": store, "memory_bytes": self._memory_bytes}
+        store = self._store if any(isinstance(files[0].path, StoredObject) for files in self._files.values()) else None
+        kept = list(self.schema)
+        return {"files": self._files, "kept": kept, "store": store, "memory_bytes": self._memory_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._attach(state["files"], state["store"] or Store(), state["memory_bytes"])
+        self._keep(state["kept"])
 
     def __len__(self) -> int:
         return self._samples
@@ -128,7 +148,7 @@ class NumpySource(Source):
     def blocks(self) -> Blocks:
         """Within the files of the column that has the most bytes: no block is in two of them, so each is read once."""
         runs = np.array([file.rows for file in self._cut_files], np.int64)
-        return blocks_within(runs, self._block_samples, self._sample_bytes)
+        return blocks_within(runs, self._block_samples, sum(column.sample_bytes for column in self.schema.values()))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,10 +15,12 @@ from headrace.errors import ArgumentError
 if TYPE_CHECKING:
     import torch
 
+    from headrace.formats.values import Values
+
 Array: TypeAlias = npt.NDArray[Any]
 Ids: TypeAlias = npt.NDArray[np.int64]
 # (start, stop, out): see Source.prepare
-ReadPart: TypeAlias = Callable[[int, int, Mapping[str, Array]], Mapping[str, Array]]
+ReadPart: TypeAlias = Callable[[int, int, Mapping[str, Array]], "Mapping[str, Values]"]
 
 _BLOCK_BYTES = 8 << 20
 _LARGEST_BLOCK_BYTES = 64 << 20
@@ -30,21 +32,32 @@ class Column:
     """What one column holds: `shape` is one sample's, without the batch axis.
 
     Attributes:
-        dtype: In native byte order; structured dtypes are allowed, and `dtype("O")` is a foreign sample.
-        shape: One sample's shape; `()` where a sample is one number.
+        dtype: In native byte order; structured dtypes are allowed, and `dtype("O")` is a sample that no tensor holds.
+        shape: One sample's shape; `()` where a sample is one number. Where it is ragged, that of each of its values.
         ragged: Whether the samples differ in length.
         torch_dtype: Set where NumPy has no such dtype (bfloat16, float8): the array then holds its bits as integers.
+        python_type: str, bytes or object where samples stay in Arrow's memory until a batch holds a list of them.
+        as_list: Whether a batch holds a ragged column as a list of tensors.
+        mean_bytes: The bytes of one sample on average, where they differ.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...] = ()
     ragged: bool = False
     torch_dtype: "torch.dtype | None" = None
+    python_type: type | None = None
+    as_list: bool = False
+    mean_bytes: int | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all samples have one shape, so that many are an array (samples, *shape)."""
+        return not self.ragged and self.python_type is None
 
     @property
     def sample_bytes(self) -> int:
-        """The bytes of one sample."""
-        return self.dtype.itemsize * math.prod(self.shape)
+        """The bytes of one sample, on average where they differ."""
+        return self.dtype.itemsize * math.prod(self.shape) if self.mean_bytes is None else self.mean_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,11 +86,14 @@ class Source(ABC):
         random_access: Whether any sample costs the same to read; decides what `shuffle=True` means.
         read_ahead_bytes: How many bytes of coming samples `prefetch` wants to know of, in the order in which they will
             be read; 0 where a little before they are read is early enough.
+        splits_by_block: Whether random parts are to be drawn from each block by itself, so that a part, too, is read
+            block by block.
     """
 
     schema: Mapping[str, Column]
     random_access: bool
     read_ahead_bytes: int = 0
+    splits_by_block: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -94,15 +110,16 @@ class Source(ABC):
         """16 or more hex digits that tell this data from other data, computed without reading it."""
 
     @abstractmethod
-    def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Gathers samples into one array (len(sample_ids), *shape) per column.
+    def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> "Mapping[str, Values]":
+        """Gathers samples: a fixed column into an array (len(sample_ids), *shape), another one as `Values` says.
 
         Args:
             sample_ids: int64 (samples,), in any order, repeats allowed, each in 0..len - 1.
-            out: Arrays to fill, by column: C-contiguous, of the column's dtype and of the result's shape. Columns that
-                it leaves out come in fresh arrays.
+            out: Arrays to fill, by fixed column: C-contiguous, of the column's dtype and of the result's shape. Columns
+                that it leaves out come in fresh memory.
 
         Raises:
+            ArgumentError: An array of `out` is not as said.
             IndexError: An id is negative or beyond the last sample.
             SampleError: A sample cannot be read; the text says which and where.
             StorageError: The bytes cannot be had.
@@ -119,6 +136,16 @@ class Source(ABC):
         """
         ids = check_ids(sample_ids, len(self))
         return lambda start, stop, out: self.read(ids[start:stop], out)
+
+    def narrowed(self, columns: Collection[str]) -> "Source":  # noqa: ARG002 (those that can read less use it)
+        """The same samples under the same ids and in the same blocks, where it saves work with these columns alone.
+
+        A source that gains nothing by it returns itself, with all its columns. What is in memory is shared.
+
+        Args:
+            columns: Some of the schema's, at least one.
+        """
+        return self
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
         """Hints that these samples will be read soon. Costs next to nothing where that is of no use."""
@@ -154,15 +181,23 @@ def check_ids(sample_ids: npt.ArrayLike, samples: int) -> Ids:
 
 
 def check_out(out: Mapping[str, Array] | None, schema: Mapping[str, Column], rows: int) -> dict[str, Array]:
-    """Returns an array to fill for every column: those of `out` after checking them, fresh ones for the rest."""
+    """Returns an array to fill for every fixed column: those of `out` after checking them, fresh ones for the rest."""
     if not out:
-        return {name: np.empty((rows, *column.shape), column.dtype) for name, column in schema.items()}
+        return {
+            name: np.empty((rows, *column.shape), column.dtype) for name, column in schema.items() if column.is_fixed
+        }
     if unknown := sorted(out.keys() - schema.keys()):
         raise ArgumentError(f"out: no column named {unknown[0]!r}; the columns are {', '.join(map(repr, schema))}")
     filled = {}
     for name, column in schema.items():
         shape = (rows, *column.shape)
         array = out.get(name)
+        if not column.is_fixed:
+            if array is not None:
+                raise ArgumentError(
+                    f"out[{name!r}]: expected no array, since the samples of this column differ in size; leave it out"
+                )
+            continue
         if array is None:
             array = np.empty(shape, column.dtype)
         elif not (array.shape == shape and array.dtype == column.dtype and _is_plain(array)):

@@ -14,7 +14,7 @@ from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Schedule
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import DatasetSource, Ids, Source
-from headrace.loader.device import Delivery, map_tensors
+from headrace.loader.device import Delivery, bytes_of
 from headrace.loader.plan import Group, plan_groups
 from headrace.loader.pool import Pool
 from headrace.loader.prefetch import ReadAhead
@@ -147,7 +147,8 @@ class DataLoader:
         form = dataset.form if isinstance(dataset, MapDataset) and self._source is dataset.source else None
         code = UserCode(transform, collate_fn, batch_transform)
         self._sample_wise = form is None or transform is not None or collate_fn is not None
-        self._size_is_known = not self._sample_wise and batch_transform is None
+        is_fixed = all(column.is_fixed for column in self._source.schema.values())
+        self._size_is_known = is_fixed and not self._sample_wise and batch_transform is None
         self._rows = -(-self._schedule.steps.global_batch_size // self._schedule.steps.world_size)
         self._batch_bytes = self._rows * sum(column.sample_bytes for column in self._source.schema.values())
         self._steps_a_group, self._max_groups = self._grouping(prefetch_factor)
@@ -233,9 +234,7 @@ class DataLoader:
         """The bytes of a batch; without one, or where the schema says it all, those of a batch of plain columns."""
         if batch is None or self._size_is_known:
             return self._batch_bytes
-        sizes: list[int] = []
-        map_tensors(lambda tensor: sizes.append(tensor.nbytes), batch)
-        return max(sum(sizes), 1)
+        return max(bytes_of(batch), 1)
 
     def _end_pass(self) -> None:
         live = None if self._live is None else self._live()

@@ -20,7 +20,7 @@ class _Memory(np.ndarray[tuple[int], np.dtype[np.uint8]]):
 
 
 class Pool:
-    """Arrays for the columns of batches of up to a fixed number of rows."""
+    """Arrays for the fixed columns of batches of up to a fixed number of rows."""
 
     def __init__(self, schema: Mapping[str, Column], rows: int, *, idle: int) -> None:
         """Prepares to lend; allocates nothing.
@@ -33,12 +33,13 @@ class Pool:
         self._columns = {
             name: (column.shape, column.dtype, rows * column.sample_bytes, deque[_Memory](maxlen=idle))
             for name, column in schema.items()
+            if column.is_fixed
         }
         # by the id of the reference, since references to arrays can't be hashed
         self._lent: dict[int, tuple[weakref.ref[Array], deque[_Memory], _Memory]] = {}
 
     def lend(self, rows: int) -> dict[str, Array]:
-        """Uninitialised arrays (rows, *shape), one a column, for whoever keeps them."""
+        """Uninitialised arrays (rows, *shape), one a fixed column, for whoever keeps them."""
         arrays: dict[str, Array] = {}
         for name, (shape, dtype, capacity_bytes, idle) in self._columns.items():
             try:

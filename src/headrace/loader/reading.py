@@ -8,8 +8,8 @@ Guarantees:
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from headrace.datasets.batches import Batch, BatchForm, with_valid
 from headrace.errors import ArgumentError, SampleError, StorageError
-from headrace.formats import Array, Ids, ReadPart, Source
+from headrace.formats import Array, Ids, ReadPart, Source, Values, concatenate
 from headrace.loader.plan import Group, Step
 from headrace.loader.pool import Pool
 from headrace.loader.user_code import BatchRandom, sample_rng, wants_rng
@@ -163,7 +163,7 @@ class BatchReader:
                 raise
         return batch
 
-    def _read(self, ids: Ids) -> tuple[dict[str, Array], Array | None]:
+    def _read(self, ids: Ids) -> tuple[Mapping[str, Values], Array | None]:
         """The columns, and which of the samples could be read; None where all could."""
         try:
             return self._read_source(ids), None
@@ -176,7 +176,7 @@ class BatchReader:
         readable = np.array([columns is not None for columns in alone], np.bool_)
         _check_any_left(readable)
         kept = [columns for columns in alone if columns is not None]
-        return {name: np.concatenate([columns[name] for columns in kept]) for name in kept[0]}, readable
+        return {name: concatenate([columns[name] for columns in kept]) for name in kept[0]}, readable
 
     def _name_sample(self, error: Exception, ids: Ids) -> None:
         """Adds to an error which sample it belongs to, where it does not tell: the first that cannot be read alone."""
@@ -193,7 +193,7 @@ class BatchReader:
                 return
         error.add_note(f"while reading {_listed(ids)} together; one by one they can be read")
 
-    def _read_alone(self, sample_id: int) -> dict[str, Array] | None:
+    def _read_alone(self, sample_id: int) -> Mapping[str, Values] | None:
         """One sample's columns, of one row; None where it is skipped."""
         try:
             return self._read_source([sample_id])
@@ -201,7 +201,7 @@ class BatchReader:
             self._skip(sample_id, error)
             return None
 
-    def _read_source(self, ids: npt.ArrayLike) -> dict[str, Array]:
+    def _read_source(self, ids: npt.ArrayLike) -> Mapping[str, Values]:
         """What every sample goes through that is not gathered with others."""
         with self._turn:
             try:
@@ -213,9 +213,9 @@ class BatchReader:
         assert self._skipped is not None
         self._skipped.add(sample_id, f"sample {sample_id} ({self._source.where(sample_id)})", error)
 
-    def _collate(self, seed: int, epoch: int, ids: Ids, columns: dict[str, Array]) -> tuple[Any, Array]:
+    def _collate(self, seed: int, epoch: int, ids: Ids, columns: Mapping[str, Values]) -> tuple[Any, Array]:
         """The samples, transformed and collated, and which of them were kept."""
-        samples = columns["sample"].tolist() if self._form is None else self._form.rows(self._form.batch(columns))
+        samples = _objects(columns) if self._form is None else self._form.rows(self._form.batch(columns))
         kept = np.ones(len(ids), np.bool_)
         if self._code.transform is not None:
             transformed = []
@@ -236,6 +236,11 @@ class BatchReader:
         except Exception as error:
             error.add_note(f"while collating {_listed(ids[kept])}")
             raise
+
+
+def _objects(columns: Mapping[str, Values]) -> list[Any]:
+    """The samples of a foreign dataset."""
+    return cast(list[Any], cast(Array, columns["sample"]).tolist())
 
 
 def _check_any_left(kept: Array) -> None:

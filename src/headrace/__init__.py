@@ -6,7 +6,8 @@ Three nouns carry the design:
     Order        says which sample comes when       numbers, no bytes     headrace.order
     DataLoader   brings them to the device in time  threads and memory    headrace.loader
 
-Most programs need a dataset (`NumpyDataset`, `ArrayDataset`, or any map-style torch Dataset) and `DataLoader`:
+Most programs need a dataset (`NumpyDataset`, `ParquetDataset`, `ArrayDataset`, or any map-style torch Dataset) and a
+`DataLoader`:
 
     >>> import numpy as np
     >>> import headrace as hr
@@ -33,7 +34,9 @@ from headrace.errors import (
 
 if TYPE_CHECKING:
     from headrace.datasets import ArrayDataset, Normalizer, NumpyDataset, OrderSampler, fit_normalizer
-    from headrace.formats import Raw
+    from headrace.datasets.parquet import ParquetDataset
+    from headrace.formats import Pad, Ragged, Raw
+    from headrace.formats.image import image
     from headrace.loader import DataLoader
     from headrace.storage import Store
 
@@ -49,6 +52,9 @@ __all__ = [
     "Normalizer",
     "NumpyDataset",
     "OrderSampler",
+    "Pad",
+    "ParquetDataset",
+    "Ragged",
     "Raw",
     "ResumeError",
     "SampleError",
@@ -56,6 +62,7 @@ __all__ = [
     "StorageError",
     "Store",
     "fit_normalizer",
+    "image",
 ]
 
 _LOADED_ON_USE = {
@@ -64,9 +71,13 @@ _LOADED_ON_USE = {
     "Normalizer": "headrace.datasets",
     "NumpyDataset": "headrace.datasets",
     "OrderSampler": "headrace.datasets",
+    "Pad": "headrace.formats",
+    "ParquetDataset": "headrace.datasets.parquet",
+    "Ragged": "headrace.formats",
     "Raw": "headrace.formats",
     "Store": "headrace.storage",
     "fit_normalizer": "headrace.datasets",
+    "image": "headrace.formats.image",
 }
 
 

@@ -12,7 +12,7 @@ INK, FAINT, LIMIT = "#333333", "#777777", "#b03030"
 PANEL_INCHES = (3.5, 2.7)
 OFF_SCALE = 2.0  # a limit this many times above the tallest bar is told, not drawn: it would flatten the bars
 
-_KINDS = {"training": ("while training", "training step alone"), "loading": ("loading alone", "plain gather")}
+_KINDS = {"training": "while training", "loading": "loading alone"}
 
 
 def plot(sweep: Sweep, path: str | Path, *, title: str = "", subtitle: str = "") -> None:
@@ -47,7 +47,7 @@ def plot(sweep: Sweep, path: str | Path, *, title: str = "", subtitle: str = "")
         for panel, size in zip(panels[line], sizes, strict=True):
             _draw_panel(panel, sweep, kind, size)
             _draw_limit(panel, sweep, kind, size)
-        panels[line][0].set_ylabel(f"samples/s, {_KINDS[kind][0]}", color=INK)
+        panels[line][0].set_ylabel(f"samples/s, {_KINDS[kind]}", color=INK)
         panels[line][0].yaxis.set_major_formatter(_tick)
     for place, size in enumerate(sizes):
         panels[0][place].set_title(f"batch size {size:,}", color=INK, fontsize=11, pad=20)
@@ -96,14 +96,16 @@ def _draw_panel(panel: Any, sweep: Sweep, kind: str, batch_size: int) -> None:
 
 
 def _draw_limit(panel: Any, sweep: Sweep, kind: str, batch_size: int) -> None:
-    limit = sweep.step_rate(batch_size) if kind == "training" else sweep.gather_rate(batch_size)
+    of_step = kind == "training"
+    limit = sweep.step_rate(batch_size) if of_step else sweep.gather_rate(batch_size)
+    name = "training step alone" if of_step else sweep.limit_name
     if limit is None:
         return
     tallest = max(_rate(row, kind) or 0.0 for row in sweep.rows)
     fits = limit <= OFF_SCALE * tallest
     if fits:
         panel.axhline(limit, color=LIMIT, linewidth=1.2, linestyle=(0, (5, 3)), zorder=3)
-    label = f"{'- -' if fits else 'off scale:'}  {_KINDS[kind][1]} {rate(limit)}"
+    label = f"{'- -' if fits else 'off scale:'}  {name} {rate(limit)}"
     panel.text(0.5, 1.02, label, transform=panel.transAxes, ha="center", va="bottom", fontsize=8, color=LIMIT)
 
 

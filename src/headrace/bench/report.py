@@ -121,4 +121,4 @@ def _loading_alone(sweep: Sweep, best: Row) -> str:
     if limit is None:
         return f"{text}."
     share = loading.samples_per_second / limit
-    return f"{text}, {share:.0%} of a plain gather of the same rows by one thread ({rate(limit)})."
+    return f"{text}, {share:.0%} of a {sweep.limit_name} of the same rows by one thread ({rate(limit)})."

@@ -55,11 +55,13 @@ class Sweep:
         rows: Each loader under each setting, in the order of measuring.
         gathers: By batch size, repeated measurements of the plain gather.
         steps: By batch size, repeated measurements of the training step alone, on a batch that is in memory already.
+        limit_name: What loading alone is measured against, in words.
     """
 
     rows: list[Row] = field(default_factory=list)
     gathers: dict[int, list[Measurement]] = field(default_factory=dict)
     steps: dict[int, list[Measurement]] = field(default_factory=dict)
+    limit_name: str = "plain gather"
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +74,7 @@ class Sweep:
         return sorted({row.setting.batch_size for row in self.rows})
 
     def gather_rate(self, batch_size: int) -> float | None:
-        """Samples/s of the plain gather: the median over the run."""
+        """Samples/s of the limit of loading alone, such as the plain gather: the median over the run."""
         return _median_rate(self.gathers.get(batch_size, []))
 
     def step_rate(self, batch_size: int) -> float | None:
@@ -125,6 +127,7 @@ def sweep(
     *,
     step: Step | None = None,
     gather: Callable[[int], Iterable[Any]] | None = None,
+    limit_name: str = "plain gather",
     seconds: float = 1.0,
     warmup_seconds: float = 0.25,
     progress: Callable[[list[tuple[str, Setting]]], Iterable[tuple[str, Setting]]] | None = None,
@@ -138,7 +141,9 @@ def sweep(
         loaders: How each loader is made, by name; yours first.
         settings: What to make them with, see `grid`.
         step: The training step; None measures loading alone.
-        gather: Makes the plain gather for a batch size, see `PlainGather`; None leaves that limit out.
+        gather: Makes the plain gather for a batch size, see `PlainGather`; None leaves that limit out. It may be
+            another reader of the same rows that does nothing else.
+        limit_name: What reports call it.
         seconds: The time for each measurement.
         warmup_seconds: The time before it that does not count.
         progress: Wraps the list of what is to be measured, as `tqdm.tqdm` does.
@@ -151,12 +156,12 @@ def sweep(
         ('split', 16)
     """
     timed = functools.partial(measure, warmup_seconds=warmup_seconds)
-    done = Sweep()
+    done = Sweep(limit_name=limit_name)
 
     def measure_limits(batch_size: int) -> None:
         timed_limit = functools.partial(timed, settings={"batch_size": batch_size}, seconds=seconds / 2)
         if gather is not None:
-            limit = timed_limit(lambda: gather(batch_size), name="plain gather")
+            limit = timed_limit(lambda: gather(batch_size), name=limit_name)
             done.gathers.setdefault(batch_size, []).append(limit)
         if step is not None:
             batch = next(iter(first_loader(Setting(batch_size))))

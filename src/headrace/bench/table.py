@@ -8,7 +8,7 @@ from headrace.bench.sweep import Row, Sweep
 
 CAPTION = (
     "training, loading: samples/s while training, and alone. waits: share of the training time in which the loop "
-    "waited for data. of limit: loading against a plain gather of the same rows."
+    "waited for data. of limit: loading against a {limit} of the same rows."
 )
 
 
@@ -25,7 +25,7 @@ def table(sweep: Sweep) -> Any:
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption=CAPTION,
+        caption=CAPTION.format(limit=sweep.limit_name),
         caption_justify="left",
     )
     made.add_column("loader", no_wrap=True)

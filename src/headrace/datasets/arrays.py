@@ -87,11 +87,7 @@ class NumpyDataset(MapDataset):
             FormatError: A file is not what its header or the arguments say.
             StorageError: A file cannot be opened.
         """
-        if store is not None and storage_options is not None:
-            raise ArgumentError(
-                "expected store= or storage_options=, got both: give the options to the store, "
-                "Store(storage_options=...)"
-            )
+        store = store_of(store, storage_options)
         named, positional = _named(columns)
         for name, column in named.items():
             if not isinstance(column, str | os.PathLike | Raw | Sequence):
@@ -99,10 +95,21 @@ class NumpyDataset(MapDataset):
                     f"column {name!r}: expected a path, a list of paths or Raw(...), got {type(column).__name__}; "
                     "give arrays to ArrayDataset"
                 )
-        if storage_options is not None:
-            store = Store(storage_options=storage_options)
         source = NumpySource(named, store, memory_bytes=memory_bytes)
         super().__init__(source, as_tuple=positional if as_tuple is None else as_tuple)
+
+
+def store_of(store: Store | None, storage_options: Mapping[str, Any] | None) -> Store | None:
+    """The store, or one with these options; None for neither.
+
+    Raises:
+        ArgumentError: Both are given.
+    """
+    if store is not None and storage_options is not None:
+        raise ArgumentError(
+            "expected store= or storage_options=, got both: give the options to the store, Store(storage_options=...)"
+        )
+    return store if storage_options is None else Store(storage_options=storage_options)
 
 
 def _named(columns: Sequence[Any]) -> tuple[Mapping[str, Any], bool]:

@@ -1,0 +1,177 @@
+"""A read of samples from decoded pieces: which pieces it needs, and the gather once they are in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.formats.source import Array, Ids
+from headrace.storage import is_consecutive
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+# Counting in a table of so many entries takes as long as sorting a thousand numbers.
+_SPAN = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What is decoded together: row groups, or slices of large ones.
+
+    Attributes:
+        starts: int64 (pieces + 1,), ascending: the first sample of each, then the number of samples.
+        groups: int64 (pieces,), ascending: the row group that each belongs to.
+        bytes: int64 (pieces,), about what each takes in memory.
+    """
+
+    starts: Ids
+    groups: Ids
+    bytes: Ids
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def of(self, sample_ids: Ids) -> Ids:
+        """The piece of each sample, int64 of the ids' shape."""
+        return np.searchsorted(self.starts, sample_ids, side="right") - 1
+
+    def run(self, sample_ids: Ids) -> tuple[Ids, Ids]:
+        """Of consecutive samples the pieces, in order, and how many of the samples lie in each."""
+        first, last = self.of(sample_ids[[0, -1]]).tolist()
+        pieces = np.arange(first, last + 1)
+        ends = np.minimum(self.starts[first + 1 : last + 2], sample_ids[-1] + 1)
+        counts = ends - np.maximum(self.starts[first : last + 1], sample_ids[0])
+        return pieces[counts > 0], counts[counts > 0]
+
+
+def counted(pieces: Ids) -> tuple[Ids, Ids]:
+    """The distinct ones of some pieces, int64 (n,), ascending, and how often each occurs.
+
+    >>> counted(np.array([7, 5, 7]))
+    (array([5, 7]), array([1, 2]))
+    """
+    lowest = pieces.min()
+    span = pieces.max() - lowest + 1
+    if span > 4 * len(pieces) + _SPAN:  # so far apart that sorting is faster
+        return np.unique(pieces, return_counts=True)
+    counts = np.bincount(pieces - lowest)
+    used = np.flatnonzero(counts)
+    return used + lowest, counts[used]
+
+
+class Reading:
+    """One read.
+
+    Args:
+        pieces: All pieces.
+        sample_ids: int64 (samples,), what to read.
+        arrays: Where the rows of the fixed columns lie, each (rows, *shape).
+        out: Arrays (samples, *shape) for them.
+        others: The names of the columns that are Arrow's.
+        pieces_of_them: int64 (samples,), the piece of each, where that is known.
+
+    Attributes:
+        pieces: int64 (distinct,), ascending: the pieces that it needs.
+        counts: int64 (distinct,), how many of the samples lie in each.
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        sample_ids: Ids,
+        arrays: Mapping[str, Array],
+        out: Mapping[str, Array],
+        others: Sequence[str],
+        *,
+        pieces_of_them: Ids | None = None,
+    ) -> None:
+        self._ids, self._arrays, self._out = sample_ids, arrays, out
+        self._parts: dict[str, list[pa.Array]] = {name: [] for name in others}
+        self._places: list[Ids] = []
+        self._starts = pieces.starts
+        if len(sample_ids) and is_consecutive(sample_ids):
+            self._piece_of: Ids | None = None
+            self.pieces, self.counts = pieces.run(sample_ids)
+        else:
+            self._piece_of = pieces.of(sample_ids) if pieces_of_them is None else pieces_of_them
+            self.pieces, self.counts = counted(self._piece_of) if len(sample_ids) else (self._piece_of,) * 2
+
+    def gather(self, here: Mask | None, first_rows: Ids, others: "Sequence[Mapping[str, pa.Array]]") -> None:
+        """Gathers what lies in some of the pieces, each of them once.
+
+        Args:
+            here: bool (distinct,), which; None for all.
+            first_rows: int64 (all pieces,), the row of the arrays with which each of these pieces begins.
+            others: For each of the distinct pieces its Arrow columns, where it is one of these.
+        """
+        if self._piece_of is None:
+            self._copy_runs(here, first_rows)
+        elif self._arrays:
+            places = None if here is None else self._places_in(here)
+            pieces = self._piece_of if places is None else self._piece_of[places]
+            rows = first_rows[pieces]
+            rows -= self._starts[pieces]
+            rows += self._ids if places is None else self._ids[places]
+            for name, array in self._arrays.items():
+                if places is None:
+                    array.take(rows, 0, self._out[name], "clip")
+                else:
+                    self._out[name][places] = array.take(rows, 0, None, "clip")
+        if self._parts:
+            self._take_others(here, others)
+
+    def _places_in(self, here: Mask) -> Ids:
+        """The places of the samples that lie in some of the pieces."""
+        assert self._piece_of is not None
+        return np.flatnonzero(here[self.pieces.searchsorted(self._piece_of)])
+
+    def others(self) -> "dict[str, pa.Array]":
+        """The Arrow columns, once all pieces were gathered: in memory of their own."""
+        import pyarrow as pa
+
+        if not self._parts:
+            return {}
+        places = np.concatenate(self._places) if self._places else self._ids[:0]
+        back = None
+        if not (places == np.arange(len(places))).all():
+            back = np.empty(len(places), np.int64)
+            back[places] = np.arange(len(places))
+        joined = {}
+        for name, parts in self._parts.items():
+            whole = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+            joined[name] = whole if back is None else whole.take(pa.array(back))
+        return joined
+
+    def _copy_runs(self, here: Mask | None, first_rows: Ids) -> None:
+        stop = 0
+        for i, (piece, count) in enumerate(zip(self.pieces.tolist(), self.counts.tolist(), strict=True)):
+            start, stop = stop, stop + count
+            if here is None or here[i]:
+                first = int(first_rows[piece] - self._starts[piece] + self._ids[start])
+                for name, array in self._arrays.items():
+                    self._out[name][start:stop] = array[first : first + count]
+
+    def _take_others(self, here: Mask | None, others: "Sequence[Mapping[str, pa.Array]]") -> None:
+        import pyarrow as pa
+
+        for i in range(len(self.pieces)) if here is None else np.flatnonzero(here).tolist():
+            places = self._sorted[self._bounds[i] : self._bounds[i + 1]]
+            rows = pa.array(self._ids[places] - self._starts[self.pieces[i]])
+            self._places.append(places)
+            for name, parts in self._parts.items():
+                parts.append(others[i][name].take(rows))
+
+    @cached_property
+    def _sorted(self) -> Ids:
+        """The places of the samples, those of each piece together."""
+        return np.arange(len(self._ids)) if self._piece_of is None else np.argsort(self._piece_of, kind="stable")
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        bounds: list[int] = [0, *np.cumsum(self.counts).tolist()]
+        return bounds

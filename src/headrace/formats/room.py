@@ -1,0 +1,46 @@
+"""Runs of rows in an array of fixed length, given out and taken back."""
+
+from bisect import bisect_left
+
+
+class Room:
+    """The free rows of an array, as runs; what is taken is the first run that is long enough, or its beginning.
+
+    >>> room = Room(10)
+    >>> room.take(4), room.take(4), room.take(4)
+    (0, 4, None)
+    >>> room.give_back(0, 4)
+    >>> room.take(3), room.take(2), room.take(1)
+    (0, 8, 3)
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._starts, self._ends = ([0], [rows]) if rows else ([], [])
+
+    def take(self, rows: int) -> int | None:
+        """The first of so many free rows that lie together; None where there are none such."""
+        for i, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
+            if end - start >= rows:
+                if end - start == rows:
+                    del self._starts[i], self._ends[i]
+                else:
+                    self._starts[i] = start + rows
+                return start
+        return None
+
+    def give_back(self, start: int, rows: int) -> None:
+        """Makes rows free again that `take` gave."""
+        end = start + rows
+        i = bisect_left(self._starts, start)
+        joins_left = i > 0 and self._ends[i - 1] == start
+        joins_right = i < len(self._starts) and self._starts[i] == end
+        if joins_left and joins_right:
+            self._ends[i - 1] = self._ends[i]
+            del self._starts[i], self._ends[i]
+        elif joins_left:
+            self._ends[i - 1] = end
+        elif joins_right:
+            self._starts[i] = start
+        else:
+            self._starts.insert(i, start)
+            self._ends.insert(i, end)

@@ -1,0 +1,104 @@
+"""A stored object as a file for Arrow: what was fetched ahead is handed out as it is, the rest is fetched on demand.
+
+Guarantees: one thread reads at a time. What has been handed out stays valid as long as anybody holds it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.storage import BLOCK_BYTES, RangeRead, Store, StoredObject, Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A range on its way into memory, or there."""
+
+    read: RangeRead
+    transfer: Transfer
+
+
+class StoredFile:
+    """A file object, as `pyarrow.PythonFile` takes it.
+
+    Args:
+        store: What reads the object.
+        source: The object.
+        fetched: Ranges that have been asked for.
+        streams: (start, stop) of the ranges that will be read from front to back, in small parts, and that were not
+            asked for: they are fetched some MiB at a time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: StoredObject,
+        fetched: Sequence[Fetched] = (),
+        streams: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._store, self._source, self._fetched, self._streams = store, source, fetched, streams
+        self._streamed: dict[tuple[int, int], tuple[int, npt.NDArray[np.uint8]]] = {}
+        self._position = 0
+        self.closed = False
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def writable(self) -> bool:
+        """No."""
+        return False
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves to a position, counted from the beginning, from here or from the end."""
+        self._position = offset + (0, self._position, self._source.object_bytes)[whence]
+        return self._position
+
+    def close(self) -> None:
+        """Lets go of what was fetched."""
+        self.closed = True
+        self._fetched, self._streamed = (), {}
+
+    def read(self, length: int = -1) -> memoryview:
+        """The next bytes, up to the object's end.
+
+        Raises:
+            StorageError: They cannot be had.
+            ReadCancelled: They are no longer wanted.
+        """
+        start = self._position
+        end = self._source.object_bytes
+        stop = end if length < 0 else min(end, start + length)
+        stop = max(start, stop)
+        self._position = stop
+        for piece in self._fetched:
+            if piece.read.offset <= start and stop <= piece.read.stop:
+                piece.transfer.wait()
+                return piece.read.out[start - piece.read.offset : stop - piece.read.offset].data
+        for stream in self._streams:
+            if stream[0] <= start and stop <= stream[1]:
+                return self._from_stream(stream, start, stop)
+        return self._fetch(start, stop).data
+
+    def _from_stream(self, stream: tuple[int, int], start: int, stop: int) -> memoryview:
+        first, there = self._streamed.get(stream, (0, np.empty(0, np.uint8)))
+        if not (first <= start and stop <= first + len(there)):
+            first, there = start, self._fetch(start, max(stop, min(start + BLOCK_BYTES, stream[1])))
+            self._streamed[stream] = first, there
+        return there[start - first : stop - first].data
+
+    def _fetch(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        out = np.empty(stop - start, np.uint8)
+        if len(out):
+            self._store.read_ranges([RangeRead(self._source, start, out)])
+        return out

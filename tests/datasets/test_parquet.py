@@ -1,0 +1,140 @@
+"""ParquetDataset: what its arguments make of columns, in samples and batches."""
+
+import datetime as dt
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import headrace as hr
+from headrace.errors import ArgumentError, FormatError
+
+ROWS = 10
+
+
+@pytest.fixture
+def path(tmp_path):
+    days = [dt.date(2024, 1, 1 + i) for i in range(ROWS)]
+    columns = {
+        "id": pa.array(range(ROWS), pa.int32()),
+        "price": pa.array([Decimal(i) / 4 for i in range(ROWS)], pa.decimal128(10, 2)),
+        "tokens": pa.array([list(range(i % 4)) for i in range(ROWS)], pa.list_(pa.int64())),
+        "vector": pa.array([[float(i), 0.5] for i in range(ROWS)], pa.list_(pa.float32())),
+        "label": pa.array(["ab"[i % 2] for i in range(ROWS)]),
+        "score": pa.array([None if i == 3 else i / 2 for i in range(ROWS)], pa.float64()),
+        "day": pa.array(days),
+        "where": pa.array([{"city": f"c{i}", "at": {"x": i}} for i in range(ROWS)]),
+        "words": pa.array([["w"] * (i % 3) for i in range(ROWS)]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=4)
+    return tmp_path / "a.parquet"
+
+
+def test_columns_come_in_the_order_that_they_are_asked_for(path):
+    dataset = hr.ParquetDataset(path, ["day", "id"])
+    assert list(dataset[1]) == ["day", "id"]
+    assert dataset[1]["day"] == (dt.date(2024, 1, 2) - dt.date(1970, 1, 1)).days
+    assert hr.ParquetDataset(path, ["id", "day"], as_tuple=True)[1][0] == 1
+
+
+def test_fields_of_structs_are_columns(path):
+    dataset = hr.ParquetDataset(path, ["where.city", "where.at.x"])
+    assert dataset[[2, 0]] == {"where.city": ["c2", "c0"], "where.at.x": pytest.approx(torch.tensor([2, 0]))}
+    assert list(hr.ParquetDataset(path, ["where"]).schema) == ["where.city", "where.at.x"]
+
+
+def test_ragged_columns_are_padded_or_lists_where_asked_for(path):
+    assert hr.ParquetDataset(path, ["tokens"])[[3, 1]]["tokens"].lengths.tolist() == [3, 1]
+    padded = hr.ParquetDataset(path, ["tokens"], pad_to={"tokens": 4})
+    assert padded.schema["tokens"].shape == (4,)
+    assert padded[[3, 1]]["tokens"].tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
+    other = hr.ParquetDataset(path, ["tokens"], pad_to={"tokens": hr.Pad(2, value=-1, truncate=True)})
+    assert other[[3, 1]]["tokens"].tolist() == [[0, 1], [0, -1]]
+    listed = hr.ParquetDataset(path, ["tokens"], lists="tokens")[[3, 1]]["tokens"]
+    assert [row.tolist() for row in listed] == [[0, 1, 2], [0]]
+
+
+def test_a_list_that_is_too_long_to_be_padded_names_its_sample(path):
+    with pytest.raises(hr.SampleError, match=r"(?s)column 'tokens': .*holds 3 values.*sample 7: row 3 in .*group 1"):
+        hr.ParquetDataset(path, ["tokens"], pad_to={"tokens": 2})[[0, 7]]
+
+
+def test_lists_of_one_length_are_arrays_where_the_user_says_so(path):
+    dataset = hr.ParquetDataset(path, ["vector"], shape={"vector": 2})
+    assert dataset[[5]]["vector"].tolist() == [[5.0, 0.5]]
+    with pytest.raises(FormatError, match="row group 0: column 'tokens'"):
+        hr.ParquetDataset(path, ["tokens"], shape={"tokens": [2]})[0]
+
+
+def test_text_becomes_class_numbers(path):
+    for codes in ("label", ["label"], {"label": None}, {"label": ["a", "b"]}):
+        dataset = hr.ParquetDataset(path, ["label"], codes=codes)
+        assert dataset[[1, 2]]["label"].tolist() == [1, 0]
+        assert dataset.source.categories("label") == ("a", "b")
+    with pytest.raises(FormatError, match=r"row group 0: column 'label'.*'b'"):
+        hr.ParquetDataset(path, ["label"], codes={"label": ["a"]})[0]
+
+
+def test_casts_and_nulls_are_asked_for(path):
+    with pytest.raises(ArgumentError, match=r"(?s)price.*cast="):
+        hr.ParquetDataset(path, ["price"])
+    assert hr.ParquetDataset(path, ["price"], cast={"price": "float64"})[5]["price"] == 1.25
+    with pytest.raises(FormatError, match=r"row group 0: column 'score'.*1 null"):
+        hr.ParquetDataset(path, ["score"])[0]
+    dataset = hr.ParquetDataset(path, ["score"], fill={"score": -1.0}, validity="score")
+    assert dataset[[3, 4]]["score"].tolist() == [-1.0, 2.0]
+    assert dataset[[3, 4]]["score.__valid__"].tolist() == [False, True]
+
+
+def test_whatever_no_tensor_holds_comes_as_python_objects(path):
+    assert hr.ParquetDataset(path, ["words"])[[2, 0]]["words"] == [["w", "w"], []]
+
+
+def test_a_filter_gives_the_rows_for_which_it_is_true(path):
+    dataset = hr.ParquetDataset(path, ["id"], row_filter=(pc.field("label") == "b") & (pc.field("score") > 2))
+    assert len(dataset) == 3
+    assert dataset[:]["id"].tolist() == [5, 7, 9]
+    loader = hr.DataLoader(dataset, batch_size=2, shuffle=True)
+    assert sorted(i for batch in loader for i in batch["id"].tolist()) == [5, 7, 9]
+
+
+def test_an_unknown_column_is_refused_with_names_like_it(path):
+    with pytest.raises(ArgumentError, match=r"(?s)'lable'.*'label'"):
+        hr.ParquetDataset(path, ["lable"])
+
+
+def test_a_store_and_its_options_are_not_given_both(path):
+    with pytest.raises(ArgumentError, match="expected store= or storage_options=, got both"):
+        hr.ParquetDataset(path, store=hr.Store(), storage_options={})
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_reference_model_s_batches_come_from_torch_s_loader_too(path, num_workers):
+    dataset = hr.ParquetDataset(path, ["vector", "id"], shape={"vector": 2}, as_tuple=True)
+    for x, y in DataLoader(dataset, batch_size=5, shuffle=True, num_workers=num_workers):
+        assert x.dtype == torch.float32
+        assert x[:, 0].tolist() == y.tolist()
+
+
+def test_images_as_hugging_face_writes_them_are_decoded(tmp_path):
+    import io
+
+    from PIL import Image
+
+    def encoded(value: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    rows = [{"bytes": encoded(i * 40), "path": f"{i}.png"} for i in range(4)]
+    pq.write_table(pa.table({"image": rows, "label": range(4)}), tmp_path / "i.parquet", row_group_size=3)
+    dataset = hr.ParquetDataset(tmp_path / "i.parquet", ["image", "label"], decode={"image": hr.image(8)})
+    batch = next(iter(hr.DataLoader(dataset, batch_size=4, num_workers=1)))
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 40, 80, 120]

@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: test bench lint format clean
+.PHONY: test bench peers lint format clean
 
 test: $(VENV)/.installed-test  ## run all tests; ARGS="-k resume" picks
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.installed-bench  ## measure on this machine; ARGS="--help" shows the options
 	$(BIN)/python -m benchmarks $(ARGS)
+
+peers:  ## install the rivals that `python -m benchmarks.parquet --peers` measures, into an environment of their own
+	$(MAKE) VENV=.venv-peers .venv-peers/.installed-peers
 
 lint: $(VENV)/.installed-test  ## style, format and types
 	$(BIN)/ruff check
@@ -22,7 +25,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 # One stamp per extra, so that a second `make` installs nothing, and a change of what is required installs again.
 $(VENV)/.installed-%: pyproject.toml constraints.txt

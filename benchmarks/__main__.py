@@ -11,12 +11,14 @@ import torch
 from benchmarks.arguments import Options, parse
 from benchmarks.data import Files, make_digits, make_rows, read_through
 from benchmarks.digits import Scores, train_and_score
-from benchmarks.loaders import code, loaders
+from benchmarks.loaders import code, limit, loaders
 from benchmarks.model import SimpleModel, TrainingStep
+from benchmarks.parquet_data import make_rows_parquet
 from headrace import bench
 from headrace.bench.extras import extra
 from headrace.errors import HeadraceError
 
+KINDS = {"npy": ".npy files", "parquet": "Parquet files"}
 WIDTH = 92  # of the table in a file or a pipe, which have no width of their own
 
 
@@ -50,7 +52,9 @@ def _make_data(options: Options) -> Files:
             flush=True,
         )
         files = make_rows(options.data_dir, options.rows, options.features, options.classes, seed=options.seed)
-    for path in (files.x, files.y):
+    if options.format == "parquet":
+        files = make_rows_parquet(files)
+    for path in files.paths:
         read_through(path)  # the sweep measures loaders, not the disk
     return files
 
@@ -67,7 +71,8 @@ def _measure(files: Files, options: Options) -> bench.Sweep:
         loaders(files, options.device, options.seed),
         bench.grid(options.batch_sizes, options.num_workers, options.pin_memory),
         step=TrainingStep(model, options.device),
-        gather=lambda batch_size: bench.PlainGather(files.arrays(), batch_size, seed=options.seed),
+        gather=functools.partial(limit, files, seed=options.seed),
+        limit_name="plain gather" if files.parquet is None else "plain reader",
         seconds=options.seconds,
         warmup_seconds=options.seconds / 4,
         progress=functools.partial(extra("tqdm").tqdm, desc="measuring", unit="setting", leave=False),
@@ -100,13 +105,14 @@ def _write(options: Options, measured: bench.Sweep, scores: Scores | None) -> No
     lines: list[dict[str, Any]] = measured.as_dicts()
     if scores is not None:
         lines.append({"measured": "scores", **asdict(scores)})
-    records, picture = options.out / f"{options.data}.jsonl", options.out / f"{options.data}.png"
+    name = options.data if options.format == "npy" else f"{options.data}-{options.format}"
+    records, picture = options.out / f"{name}.jsonl", options.out / f"{name}.png"
     bench.write_json_lines(records, lines)
     facts = bench.machine_facts()
     bench.plot(
         measured,
         picture,
-        title="Shuffled rows from .npy files" if options.data == "rows" else "Handwritten digits from .npy files",
+        title=f"{'Shuffled rows' if options.data == 'rows' else 'Handwritten digits'} from {KINDS[options.format]}",
         subtitle=f"{facts['cores']} cores, {facts['accelerator'] or 'no accelerator'}, torch {facts['torch']}, "
         f"Python {facts['python']}; taller is better",
     )

@@ -13,6 +13,7 @@ class Options:
     """What to measure and where to write, checked."""
 
     data: str
+    format: str
     rows: int
     features: int
     classes: int
@@ -38,6 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     num_workers = sorted(set(given.num_workers or ([0, 2] if small else [0, 1, 2])))
     options = Options(
         data=given.data,
+        format=given.format,
         rows=given.rows or (20_000 if given.quick else 500_000),
         features=given.features,
         classes=given.classes,
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", choices=["rows", "digits"], default="rows", help="random rows, or scikit-learn's handwritten digits")
+    add("--format", choices=["npy", "parquet"], default="npy", help="the files that the rows lie in")
     add("--quick", action="store_true", help="a look in seconds: 20 000 rows, two batch sizes, 0.2 s each")
     add("--rows", type=_at_least(2), metavar="N", help="rows of random data; 500 000 unless --quick")
     add("--features", type=_at_least(1), default=256, metavar="N", help="float32 values of a row")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import headrace as hr
+from headrace.datasets import MapDataset
 from headrace.errors import StorageError
 
 CHUNK_BYTES = 16 << 20  # made and written at once
@@ -29,6 +31,7 @@ class Files:
         samples: The number of samples.
         features: The values of a sample.
         classes: The number of classes.
+        parquet: The same rows as a Parquet file, where that is what is to be read.
     """
 
     x: Path
@@ -36,11 +39,21 @@ class Files:
     samples: int
     features: int
     classes: int
+    parquet: Path | None = None
 
     @property
     def columns(self) -> dict[str, str]:
         """As `NumpyDataset` takes them."""
         return {"x": str(self.x), "y": str(self.y)}
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [self.x, self.y] if self.parquet is None else [self.parquet]
+
+    def dataset(self) -> MapDataset:
+        """Headrace's dataset over them, samples as dicts of `x` and `y`."""
+        return hr.NumpyDataset(self.columns) if self.parquet is None else hr.ParquetDataset(str(self.parquet))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Both columns, memory-mapped, as plain arrays."""
@@ -59,7 +72,7 @@ def make_rows(folder: Path, samples: int, features: int = 256, classes: int = 10
     files = Files(at / "x.npy", at / "y.npy", samples, features, classes)
     if at.exists():
         return files
-    with _made_whole(at, samples * (features * 4 + 8)) as part:
+    with made_whole(at, samples * (features * 4 + 8)) as part:
         rule = np.random.default_rng([seed, 0]).standard_normal((features, classes), dtype=np.float32)
         step = max(1, CHUNK_BYTES // (features * 4))
         with (part / "x.npy").open("wb") as x_file, (part / "y.npy").open("wb") as y_file:
@@ -81,7 +94,7 @@ def make_shards(folder: Path, shards: int, rows: int, *, seed: int = 0) -> list[
     """
     at = folder / f"shards-{shards}x{rows}-seed{seed}"
     if not at.exists():
-        with _made_whole(at, shards * rows * 1024) as part:
+        with made_whole(at, shards * rows * 1024) as part:
             for number in range(shards):
                 x = np.random.default_rng([seed, 2, number]).standard_normal((rows, 256), dtype=np.float32)
                 np.save(part / f"x-{number:02d}.npy", x)
@@ -97,7 +110,7 @@ def make_digits(folder: Path) -> Files:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    with _made_whole(at, digits.data.nbytes) as part:
+    with made_whole(at, digits.data.nbytes) as part:
         np.save(part / "x.npy", digits.data.astype(np.float32))
         np.save(part / "y.npy", digits.target.astype(np.int64))
     return files
@@ -138,7 +151,7 @@ def share_in_memory(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def _made_whole(at: Path, size_bytes: int) -> Iterator[Path]:
+def made_whole(at: Path, size_bytes: int) -> Iterator[Path]:
     """A folder to write into that becomes `at` once everything is written: what exists is complete."""
     part = at.with_name(f"{at.name}.part")
     shutil.rmtree(part, ignore_errors=True)

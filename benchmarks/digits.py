@@ -47,7 +47,7 @@ def train_and_score(
     files: Files, *, hidden: int = 128, epochs: int = 30, batch_size: int = 32, seed: int = 0, device: torch.device
 ) -> Scores:
     """Trains on 80 % of the samples for a fixed number of epochs, then scores once on the other 20 %."""
-    parts = hr.NumpyDataset(files.columns).split({"train": 1 - TEST_SHARE, "test": TEST_SHARE}, seed=seed)
+    parts = files.dataset().split({"train": 1 - TEST_SHARE, "test": TEST_SHARE}, seed=seed)
     normalizer = hr.fit_normalizer(parts["train"], columns=["x"])
     target = None if device.type == "cpu" else device
     train = hr.DataLoader(

@@ -1,25 +1,28 @@
 """headrace and its peers: the same files, the same batches, dicts of `x` and `y`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import headrace as hr
 from benchmarks.data import Files
+from benchmarks.plain_reader import PlainReader
+from headrace.bench import PlainGather
 from headrace.bench.sweep import Factory, Setting
 
 HEADRACE = "headrace"
-TORCH = "torch + NumpyDataset"
 PER_ROW = "torch, row by row"
 
 
 class PerRowDataset(Dataset[dict[str, Any]]):
-    """The Dataset that tutorials write: one row at a time from memory-mapped files."""
+    """The Dataset that tutorials write: one row at a time from memory-mapped files, or of a table in memory."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -27,6 +30,8 @@ class PerRowDataset(Dataset[dict[str, Any]]):
     @functools.cached_property
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         # opened by each worker for itself: a pickled memory map would carry the data along
+        if self._files.parquet is not None:
+            return table_in_memory(self._files.parquet)
         return {name: np.load(path, mmap_mode="r") for name, path in self._files.columns.items()}
 
     def __len__(self) -> int:
@@ -36,12 +41,27 @@ class PerRowDataset(Dataset[dict[str, Any]]):
         return {"x": torch.from_numpy(self._arrays["x"][index].copy()), "y": int(self._arrays["y"][index])}
 
 
+@functools.lru_cache(maxsize=1)
+def table_in_memory(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """`x` and `y` of a Parquet file, decoded once; workers that are forked share it."""
+    table = pq.read_table(path, columns=["x", "y"]).combine_chunks()
+    x = table["x"].chunk(0)
+    return {"x": x.values.to_numpy().reshape(len(x), -1), "y": table["y"].chunk(0).to_numpy()}
+
+
+def limit(files: Files, batch_size: int, seed: int) -> Iterable[Any]:
+    """What reads the same rows and does nothing else: a gather; of Parquet, Arrow's batches in file order."""
+    if files.parquet is None:
+        return PlainGather(files.arrays(), batch_size, seed=seed)
+    return PlainReader([files.parquet], ["x", "y"])
+
+
 def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]:
     """How each loader is made from a setting; headrace first."""
 
     def headrace(setting: Setting) -> hr.DataLoader:
         return hr.DataLoader(
-            hr.NumpyDataset(files.columns),
+            files.dataset(),
             batch_size=setting.batch_size,
             shuffle=True,
             seed=seed,
@@ -65,7 +85,7 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
 
     return {
         HEADRACE: headrace,
-        TORCH: torch_over(lambda: hr.NumpyDataset(files.columns)),
+        f"torch, {type(files.dataset()).__name__}": torch_over(files.dataset),
         PER_ROW: torch_over(lambda: PerRowDataset(files)),
     }
 
@@ -81,5 +101,6 @@ def code(files: Files, device: torch.device, name: str, setting: Setting) -> str
         options += f', device="{device.type}"'
     loader = "hr.DataLoader" if name == HEADRACE else "torch.utils.data.DataLoader"
     columns = ", ".join(f'"{column}": "{path}"' for column, path in files.columns.items())
-    dataset = "PerRowDataset(...)" if name == PER_ROW else f"hr.NumpyDataset({{{columns}}})"
+    ours = f"hr.NumpyDataset({{{columns}}})" if files.parquet is None else f'hr.ParquetDataset("{files.parquet}")'
+    dataset = "PerRowDataset(...)" if name == PER_ROW else ours
     return f"loader = {loader}({dataset}, {options})"

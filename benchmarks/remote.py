@@ -6,14 +6,12 @@ import importlib.metadata
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import remote_faults, remote_promises
+from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
 from benchmarks.remote_faults import Outcome
 from benchmarks.remote_promises import Remote
-from benchmarks.targets import Result, Target, table
-from headrace import bench
 from headrace.bench.extras import extra
 from headrace.errors import HeadraceError
 
@@ -86,29 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parse(arguments)
     remote = Remote(given.data_dir, given.shard_rows, given.requests, given.repetitions, given.num_workers)
     given.data_dir.mkdir(parents=True, exist_ok=True)
-    chosen = [target for target in targets() if not given.only or target.name.startswith(tuple(given.only))]
     tqdm = extra("tqdm").tqdm
     try:
-        results = [_measure(target, remote) for target in tqdm(chosen, desc="promises", leave=False)]
+        results = [
+            _measure(target, remote) for target in tqdm(chosen(targets(), given.only), desc="promises", leave=False)
+        ]
         hit: list[Outcome] = []
         if not given.only or "faults" in given.only:
             hit = list(tqdm(outcomes(remote, given.fault_rows), desc="faults", leave=False))
     except HeadraceError as error:
         sys.exit(f"error: {error}")
-    console = extra("rich.console").Console()
-    if not console.is_terminal:
-        console.width = 132
-    if results:
-        console.print(table(results))
-    if hit:
-        console.print(outcome_table(hit))
+    show(*([table(results)] if results else []), *([outcome_table(hit)] if hit else []))
     kept = sum(result.verdict == "yes" for result in results) + sum(one.is_right for one in hit)
     known = sum(result.verdict != "n/a" for result in results) + len(hit)
     print(f"{kept} of {known} promises kept; {given.requests} requests at once on both sides.")
-    given.out.mkdir(parents=True, exist_ok=True)
     lines = itertools.chain((result.as_dict() for result in results), (one.as_dict() for one in hit))
-    bench.write_json_lines(given.out / "remote.jsonl", lines)
-    print(f"Wrote {given.out / 'remote.jsonl'}.")
+    write(given.out / "remote.jsonl", lines)
 
 
 def _measure(target: Target[Remote], remote: Remote) -> Result:
@@ -127,31 +118,16 @@ def _is_installed(package: str) -> bool:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = [*(target.name for target in targets()), "faults"]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.remote",
-        description="Measures reading from a store on this machine, and reads through faults.",
-        epilog=f"names: {', '.join(names)}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    line = Arguments(
+        "remote",
+        "Measures reading from a store on this machine, and reads through faults.",
+        [*(target.name for target in targets()), "faults"],
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only promises whose names begin so; default: all")
-    parser.add_argument(
-        "--shard-rows", type=int, default=Remote.shard_rows, metavar="N", help="rows of 1 KB, 16 shards"
-    )
-    parser.add_argument("--fault-rows", type=int, default=32_768, metavar="N", help="the same, for epochs with faults")
-    parser.add_argument("--requests", type=int, default=Remote.requests, metavar="N", help="requests at once")
-    parser.add_argument("--num-workers", type=int, default=Remote.num_workers, metavar="N", help="of the loader")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="values of each promise")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where data is made")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where results are written")
-    given = parser.parse_args(arguments)
-    for prefix in given.only or ():
-        if not any(name.startswith(prefix) for name in names):
-            parser.error(f"--only {prefix}: no such promise; the names are {', '.join(names)}")
-    for option in ("shard_rows", "fault_rows", "requests", "repetitions"):
-        if getattr(given, option) <= 0:
-            parser.error(f"--{option.replace('_', '-')}: expected more than 0, got {getattr(given, option)}")
-    return given
+    line.number("--shard-rows", Remote.shard_rows, "rows of 1 KB, 16 shards")
+    line.number("--fault-rows", 32_768, "the same, for epochs with faults")
+    line.number("--requests", Remote.requests, "requests at once")
+    line.number("--num-workers", Remote.num_workers, "of the loader", may_be_0=True)
+    return line.parse(arguments)
 
 
 if __name__ == "__main__":

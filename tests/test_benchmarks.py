@@ -17,6 +17,7 @@ from benchmarks.digits import score, train_and_score
 from benchmarks.limited import read_limited
 from benchmarks.loaders import loaders
 from benchmarks.model import SimpleModel, TrainingStep
+from benchmarks.parquet_data import make_rows_parquet
 from headrace.bench import Setting
 from headrace.errors import StorageError
 
@@ -51,9 +52,26 @@ def test_a_run_gives_words_a_table_a_record_and_a_picture(tmp_path, capsys):
     assert not list(data.glob("*.part"))
 
 
-def test_what_is_recorded_names_no_path(tmp_path):
-    benchmarks.main(["--rows", "100", "--data-dir", str(tmp_path), "--out", str(tmp_path), *SMALL])
-    assert str(tmp_path) not in (tmp_path / "rows.jsonl").read_text()
+def test_the_same_rows_are_read_from_parquet_and_everything_says_so(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    where = ["--data-dir", str(data), "--out", str(out)]
+    benchmarks.main(["--rows", "600", "--features", "8", "--format", "parquet", *where, *SMALL])
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "of a plain reader of the same rows by one thread" in printed
+    assert "torch, ParquetDataset" in printed
+    assert re.search(r"To paste loader = .*Data[Ll]oader\((hr\.ParquetDataset\(\"|PerRowDataset)", printed)
+    lines = records(out / "rows-parquet.jsonl")
+    assert [line["measured"] for line in lines].count("training") == 3 * 2 * 2
+    assert {line["name"] for line in lines if line["measured"] == "limit"} == {"plain reader", "training step alone"}
+    assert (out / "rows-parquet.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(data.glob("*.part"))
+
+
+@pytest.mark.parametrize(("kind", "record"), [("npy", "rows.jsonl"), ("parquet", "rows-parquet.jsonl")])
+def test_what_is_recorded_names_no_path(tmp_path, kind, record):
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    benchmarks.main(["--rows", "100", "--format", kind, *where, *SMALL])
+    assert str(tmp_path) not in (tmp_path / record).read_text()
 
 
 def test_digits_are_scored_on_held_out_samples_and_the_figure_printed_is_the_one_computed(tmp_path, capsys):
@@ -67,9 +85,10 @@ def test_digits_are_scored_on_held_out_samples_and_the_figure_printed_is_the_one
     assert (tmp_path / "digits.png").exists()
 
 
+@pytest.mark.parametrize("convert", [lambda files: files, make_rows_parquet], ids=["npy", "parquet"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_reference_model_learns_digits_to_96_percent_and_more(tmp_path, seed):
-    scores = train_and_score(make_digits(tmp_path), seed=seed, device=CPU)
+def test_the_reference_model_learns_digits_to_96_percent_and_more(tmp_path, seed, convert):
+    scores = train_and_score(convert(make_digits(tmp_path)), seed=seed, device=CPU)
     assert scores.accuracy >= 0.96
     assert min(scores.precision, scores.recall, scores.f1) >= 0.95
     assert scores.losses[-1] < scores.losses[0]
@@ -110,8 +129,9 @@ def test_rows_larger_than_a_chunk_are_whole(tmp_path):
     assert arrays["x"][-1].any()
 
 
-def test_the_labels_of_rows_can_be_learnt(tmp_path):
-    files = make_rows(tmp_path, 4000, 8, 3)
+@pytest.mark.parametrize("convert", [lambda files: files, make_rows_parquet], ids=["npy", "parquet"])
+def test_the_labels_of_rows_can_be_learnt(tmp_path, convert):
+    files = convert(make_rows(tmp_path, 4000, 8, 3))
     torch.manual_seed(0)
     step = TrainingStep(SimpleModel(8, 32, 3), CPU)
     made = loaders(files, CPU, seed=0)["headrace"](Setting(64))
@@ -135,8 +155,9 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_all_loaders_bring_the_same_rows_and_labels(tmp_path):
-    files = make_rows(tmp_path, 100, 4, 3)
+@pytest.mark.parametrize("convert", [lambda files: files, make_rows_parquet], ids=["npy", "parquet"])
+def test_all_loaders_bring_the_same_rows_and_labels(tmp_path, convert):
+    files = convert(make_rows(tmp_path, 100, 4, 3))
     arrays = files.arrays()
     for name, make in loaders(files, CPU, seed=3).items():
         batches = list(make(Setting(32)))

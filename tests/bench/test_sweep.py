@@ -157,6 +157,20 @@ def test_the_report_gives_the_share_of_the_limit():
     assert "90% of a plain gather of the same rows by one thread (5.00 M)" in words(report(done))
 
 
+def test_another_limit_than_a_gather_is_called_by_its_name():
+    done = sweep(
+        {"a": lambda setting: [torch.zeros(setting.batch_size)] * 3},
+        grid([2]),
+        gather=lambda batch_size: [np.zeros(batch_size)] * 3,
+        limit_name="plain reader",
+        seconds=0.001,
+        warmup_seconds=0,
+    )
+    assert {limit.name for limits in done.gathers.values() for limit in limits} == {"plain reader"}
+    assert "of a plain reader of the same rows by one thread" in words(report(done))
+    assert "loading against a plain reader of the same rows" in table(done).caption
+
+
 def test_level_loaders_are_called_level():
     done = Sweep([row("a", Setting(1), 100_000), row("b", Setting(1), 99_000, cpu=2.0)])
     assert "That is level with b at its own best" in words(report(done))

@@ -24,6 +24,8 @@ class StandInStore:
         failing: URLs whose reads fail.
     """
 
+    cache_dir = None
+
     def __init__(self, objects: Mapping[str, bytes], *, has_cache: bool = False, max_requests: int = 8) -> None:
         self.objects, self.has_cache, self._max_requests = dict(objects), has_cache, max_requests
         self._begin()

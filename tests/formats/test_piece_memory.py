@@ -54,7 +54,7 @@ class Samples:
         """Reads samples, and makes sure that they are the right ones."""
         ids = np.asarray(ids, np.int64)
         out = {"id": np.full(len(ids), -1), "pair": np.empty((len(ids), 2), np.float32)}
-        others = self.memory.read(ids, out)
+        others = self.memory.read(ids, self.pieces.locate(ids), out)
         np.testing.assert_array_equal(out["id"], ids)
         np.testing.assert_array_equal(out["pair"], np.stack([ids, -ids], axis=1).astype(np.float32))
         if others:

@@ -259,3 +259,18 @@ def test_a_whole_run_in_a_spawned_process_leaves_no_thread(folder):
         assert threading.active_count() == 1, threading.enumerate()
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=100)
+
+
+def test_a_store_s_cache_keeps_chunks_and_what_the_footers_say(proxy, tmp_path):
+    urls = [f"{proxy.url}/part-{i}.parquet" for i in range(FILES)]
+
+    def an_epoch() -> dict[str, int]:
+        store = hr.Store(patience=QUICK, cache_dir=tmp_path / "cache")
+        dataset = hr.ParquetDataset(urls, columns=["id", "x"], store=store)
+        assert sorted(ids_of(hr.DataLoader(dataset, batch_size=100, shuffle=True))) == list(range(ROWS))
+        return store.counts()
+
+    an_epoch()
+    again = an_epoch()
+    assert again["cache_hits"] == 2 * ROWS // GROUP
+    assert again["requests"] == FILES + FILES  # a probe of each file, and the footers of those that are read

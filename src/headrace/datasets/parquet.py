@@ -95,8 +95,8 @@ class ParquetDataset(MapDataset):
                 else the values are found by reading the column once, and numbered in their order.
             decode: By column what makes samples of its bytes, such as `headrace.image(224)`; a struct {bytes, path}, as
                 Hugging Face writes images, is its bytes then.
-            index_dir: A folder in which to keep what the footers say: thousands of files then open at once the next
-                time.
+            index_dir: A folder in which to keep what the footers say, and how many rows a filter keeps: thousands of
+                files then open at once the next time. By default a folder in the store's cache, if it has one.
 
         Raises:
             ArgumentError: No file, no row, no such column, or arguments that don't go together.

@@ -9,9 +9,9 @@ Guarantees:
     - Page checksums are verified where the file has them, and every piece has the rows that the footer promised.
 """
 
-from collections import OrderedDict
+import contextlib
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -31,6 +31,8 @@ from headrace.storage.local import mappable_bytes
 
 # Readers of large groups that stay open: each holds a page or two a column.
 _MOST_READERS = 32
+# Local files that stay open while nobody decodes from them: opening and unmapping one takes half a millisecond.
+_MOST_IDLE_FILES = 32
 # What Arrow asks for at once of a group that is too large to be fetched ahead
 _STREAM_BYTES = 1 << 20
 
@@ -79,6 +81,13 @@ class _Reader:
         self.piece, self.batches = piece, batches
 
 
+class _OpenFile:
+    """A file that one thread at a time decodes from."""
+
+    def __init__(self, number: int, file: pq.ParquetFile) -> None:
+        self.number, self.file = number, file
+
+
 class ParquetDecoder:
     """Decodes the pieces of a table.
 
@@ -93,6 +102,7 @@ class ParquetDecoder:
         self._files, self._paths = table.files, table.paths
         self._rows = slices.rows(table.files.group_rows)
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
+        self._idle: deque[_OpenFile] = deque(maxlen=_MOST_IDLE_FILES)
         self._damaged: dict[int, str] = {}
         self._lock = Lock()
 
@@ -132,7 +142,7 @@ class ParquetDecoder:
             reader.piece += 1
 
     def forget(self) -> None:
-        """Closes the readers that stayed open."""
+        """Drops the groups that are half decoded; files stay open for the next pass."""
         with self._lock:
             self._readers.clear()
 
@@ -175,27 +185,41 @@ class ParquetDecoder:
                 yield pa.RecordBatch.from_arrays([nothing], names=[""])
             return
         number = int(self._files.group_file[group])
+        opened = self._opened(group, number)
+        # left behind when all rows are there: no more is asked for
+        with contextlib.suppress(GeneratorExit):
+            yield from opened.file.iter_batches(
+                batch_size=slice_rows,
+                row_groups=[int(self._files.group_number[group])],
+                columns=list(paths),
+                use_threads=False,  # of no use for one heavy column: the callers are many
+            )
+        if self._ahead is None:
+            self._idle.append(opened)
+
+    def _opened(self, group: int, number: int) -> "_OpenFile":
+        """A group's file, open for the caller alone: Arrow's readers are not for several threads at once."""
         source = self._files.files[number]
+        if isinstance(source, LocalPin):
+            source.check()
+            for idle in list(self._idle):
+                if idle.number == number:
+                    with contextlib.suppress(ValueError):  # another thread was faster
+                        self._idle.remove(idle)
+                        return idle
         options: dict[str, Any] = {
             "metadata": self._files.metadata(number),
             "pre_buffer": False,  # fetching in Arrow's own threads has crashed and hung where many read
             "page_checksum_verification": True,
         }
         if isinstance(source, LocalPin):
-            source.check()
-            opened = pq.ParquetFile(source.path, memory_map=source.file_bytes <= mappable_bytes(), **options)
-        else:
-            assert self._ahead is not None
-            if self._ahead.is_streamed(group):
-                options["buffer_size"] = _STREAM_BYTES
-            opened = pq.ParquetFile(pa.PythonFile(self._ahead.open(group), mode="r"), **options)
-        with opened:
-            yield from opened.iter_batches(
-                batch_size=slice_rows,
-                row_groups=[int(self._files.group_number[group])],
-                columns=list(paths),
-                use_threads=False,  # of no use for one heavy column: the callers are many
-            )
+            memory_map = source.file_bytes <= mappable_bytes()
+            return _OpenFile(number, pq.ParquetFile(source.path, memory_map=memory_map, **options))
+        assert self._ahead is not None
+        if self._ahead.is_streamed(group):
+            options["buffer_size"] = _STREAM_BYTES
+        file = pa.PythonFile(self._ahead.open(group), mode="r")
+        return _OpenFile(number, pq.ParquetFile(file, **options))
 
     def _why(self, group: int, error: Exception) -> str:
         """Which column of a group it is that cannot be decoded."""
@@ -232,7 +256,7 @@ class _Batch:
         return kept
 
 
-@contextmanager
+@contextlib.contextmanager
 def _naming(where: str, column: ParquetColumn) -> Iterator[None]:
     """Names the place of what a column refuses."""
     try:

@@ -48,12 +48,13 @@ class ParquetMemory:
             name=str(table.files.files[0]),
         )
 
-    def read(self, sample_ids: Ids, out: Mapping[str, Array], pieces_of_them: Ids | None = None) -> dict[str, pa.Array]:
+    def read(self, sample_ids: Ids, pieces_of_them: Ids | None, out: Mapping[str, Array]) -> dict[str, pa.Array]:
         """Fills the columns that are stored as rows, and returns those that are Arrow's; see `PieceMemory.read`."""
         if len(sample_ids) == 0 and self._others:  # Arrow's types are known from what is there
+            first = np.zeros(1, np.int64)
             one = {name: np.empty((1, *out[name].shape[1:]), out[name].dtype) for name in self._fixed}
-            return {name: array[:0] for name, array in self.pieces.read(np.zeros(1, np.int64), one).items()}
-        return self.pieces.read(sample_ids, out, pieces_of_them)
+            return {name: array[:0] for name, array in self.pieces.read(first, None, one).items()}
+        return self.pieces.read(sample_ids, pieces_of_them, out)
 
     def announce(self, sample_ids: Ids) -> None:
         """Keeps what these samples need until they are read, and begins to fetch it."""

@@ -51,7 +51,7 @@ class ParquetSource(Source):
             quarter of what is free.
         row_filter: Keeps the rows for which it is true.
         options: How columns become tensors.
-        index_dir: Where what the footers say is kept for the next time.
+        index_dir: Where what the footers say is kept for the next time; by default in the store's cache, if it has one.
 
     Raises:
         ArgumentError: No file, no row, no such column, or an option that doesn't fit.
@@ -88,9 +88,11 @@ class ParquetSource(Source):
             filters[:] = [] if row_filter is None else [RowFilter(row_filter, schema)]
             return [column.path for column in planned] + [path for used in filters for path in used.referenced]
 
-        files = open_parquet(
-            paths, store, paths_of=paths_of, index_dir=None if index_dir is None else Path(index_dir).expanduser()
-        )
+        if index_dir is not None:
+            index_dir = Path(index_dir).expanduser()
+        elif store.cache_dir is not None:
+            index_dir = store.cache_dir / "indexes"
+        files = open_parquet(paths, store, paths_of=paths_of, index_dir=index_dir)
         table = Table(files, planned, filters[0] if filters else None, store)
         self._attach(table, options, None, memory_bytes)
 
@@ -135,17 +137,19 @@ class ParquetSource(Source):
 
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> Mapping[str, Values]:
         ids = check_ids(sample_ids, len(self))
-        return self._fill(ids, None, check_out(out, self.schema, len(ids)))
+        return self._fill(ids, self._pieces.locate(ids), check_out(out, self.schema, len(ids)))
 
     def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
         ids = check_ids(sample_ids, len(self))
-        pieces = self._pieces.of(ids)
+        pieces = self._pieces.locate(ids)
+        if pieces is None:
+            return lambda start, stop, out: self._fill(ids[start:stop], None, out)
         return lambda start, stop, out: self._fill(ids[start:stop], pieces[start:stop], out)
 
     def _fill(self, ids: Ids, pieces_of_them: Ids | None, out: Mapping[str, Array]) -> Mapping[str, Values]:
         """Reads samples into `out`, which has an array for each fixed column."""
         memory = self._memory()
-        others = memory.read(ids, out, pieces_of_them)
+        others = memory.read(ids, pieces_of_them, out)
         if not others:
             return out
         read: dict[str, Values] = {}

@@ -26,7 +26,7 @@ import numpy as np
 from headrace.formats.piece_reading import Mask, Pieces, Reading, counted
 from headrace.formats.room import Room
 from headrace.formats.source import Array, Column, Ids
-from headrace.storage import check_cancelled, is_consecutive
+from headrace.storage import check_cancelled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -145,15 +145,13 @@ class PieceMemory:
                 "held_bytes": self._held_bytes,
             }
 
-    def read(
-        self, sample_ids: Ids, out: Mapping[str, Array], pieces_of_them: Ids | None = None
-    ) -> "dict[str, pa.Array]":
+    def read(self, sample_ids: Ids, pieces_of_them: Ids | None, out: Mapping[str, Array]) -> "dict[str, pa.Array]":
         """Gathers samples: the fixed columns into `out`, arrays (samples, *shape); the others are returned.
 
         Args:
             sample_ids: int64 (samples,).
+            pieces_of_them: What `Pieces.locate` says of them.
             out: The arrays.
-            pieces_of_them: int64 (samples,), the piece of each, where the caller knows.
         """
         reading = Reading(self._pieces, sample_ids, self._arrays, out, self._others, pieces_of_them=pieces_of_them)
         if self._pin_all(reading.pieces):
@@ -178,20 +176,17 @@ class PieceMemory:
         """Says that these samples will be read, after those announced before.
 
         Returns:
-            The groups that they lie in and that are not in memory, those needed first in front.
+            The groups of which samples are absent that nobody had announced, those needed first in front.
         """
-        if is_consecutive(sample_ids):
-            needed, counts = self._pieces.run(sample_ids)
-            pieces = needed
-        else:
-            needed = self._pieces.of(sample_ids)
-            pieces, counts = counted(needed)
+        located = self._pieces.locate(sample_ids)
+        pieces, counts = self._pieces.run(sample_ids) if located is None else counted(located)
         with self._lock:
+            news = pieces[(self._due[pieces] == 0) & ~self._is_there[pieces]]
             self._due[pieces] += counts
-            if self._is_there[pieces].all():
-                return []
-            absent = needed[~self._is_there[needed]]
-        return list(dict.fromkeys(self._pieces.groups[absent].tolist()))
+        if located is not None and len(news) > 1:
+            needed = located[np.isin(located, news)]
+            news = needed[np.sort(np.unique(needed, return_index=True)[1])]
+        return list(dict.fromkeys(self._pieces.groups[news].tolist()))
 
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""

@@ -40,9 +40,15 @@ class Pieces:
         """The piece of each sample, int64 of the ids' shape."""
         return np.searchsorted(self.starts, sample_ids, side="right") - 1
 
+    def locate(self, sample_ids: Ids) -> Ids | None:
+        """The piece of each sample, int64 (samples,); None where they are a run of consecutive ones."""
+        return None if len(sample_ids) and is_consecutive(sample_ids) else self.of(sample_ids)
+
     def run(self, sample_ids: Ids) -> tuple[Ids, Ids]:
         """Of consecutive samples the pieces, in order, and how many of the samples lie in each."""
         first, last = self.of(sample_ids[[0, -1]]).tolist()
+        if first == last:
+            return np.array([first]), np.array([len(sample_ids)])
         pieces = np.arange(first, last + 1)
         ends = np.minimum(self.starts[first + 1 : last + 2], sample_ids[-1] + 1)
         counts = ends - np.maximum(self.starts[first : last + 1], sample_ids[0])
@@ -73,7 +79,7 @@ class Reading:
         arrays: Where the rows of the fixed columns lie, each (rows, *shape).
         out: Arrays (samples, *shape) for them.
         others: The names of the columns that are Arrow's.
-        pieces_of_them: int64 (samples,), the piece of each, where that is known.
+        pieces_of_them: What `pieces.locate` says of them.
 
     Attributes:
         pieces: int64 (distinct,), ascending: the pieces that it needs.
@@ -88,18 +94,19 @@ class Reading:
         out: Mapping[str, Array],
         others: Sequence[str],
         *,
-        pieces_of_them: Ids | None = None,
+        pieces_of_them: Ids | None,
     ) -> None:
         self._ids, self._arrays, self._out = sample_ids, arrays, out
         self._parts: dict[str, list[pa.Array]] = {name: [] for name in others}
         self._places: list[Ids] = []
         self._starts = pieces.starts
-        if len(sample_ids) and is_consecutive(sample_ids):
-            self._piece_of: Ids | None = None
+        self._piece_of = pieces_of_them
+        if len(sample_ids) == 0:
+            self.pieces = self.counts = np.zeros(0, np.int64)
+        elif pieces_of_them is None:
             self.pieces, self.counts = pieces.run(sample_ids)
         else:
-            self._piece_of = pieces.of(sample_ids) if pieces_of_them is None else pieces_of_them
-            self.pieces, self.counts = counted(self._piece_of) if len(sample_ids) else (self._piece_of,) * 2
+            self.pieces, self.counts = counted(pieces_of_them)
 
     def gather(self, here: Mask | None, first_rows: Ids, others: "Sequence[Mapping[str, pa.Array]]") -> None:
         """Gathers what lies in some of the pieces, each of them once.

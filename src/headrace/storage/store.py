@@ -110,6 +110,11 @@ class Store:
         """Whether blocks are kept on disk."""
         return self._options.cache_dir is not None
 
+    @property
+    def cache_dir(self) -> Path | None:
+        """The folder of the disk cache; None where there is none."""
+        return self._options.cache_dir
+
     def expand(self, patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
         """The URLs and absolute local paths that patterns stand for: `{000..127}`, `{a,b}`, `*`, `?`, `[...]`, `**`.
 

@@ -58,6 +58,7 @@ def test_the_same_rows_are_read_from_parquet_and_everything_says_so(tmp_path, ca
     benchmarks.main(["--rows", "600", "--features", "8", "--format", "parquet", *where, *SMALL])
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "of a plain reader of the same rows by one thread" in printed
+    assert "ParquetDataset may keep half of the rows decoded, so every epoch decodes" in printed
     assert "torch, ParquetDataset" in printed
     assert re.search(r"To paste loader = .*Data[Ll]oader\((hr\.ParquetDataset\(\"|PerRowDataset)", printed)
     lines = records(out / "rows-parquet.jsonl")
@@ -65,6 +66,20 @@ def test_the_same_rows_are_read_from_parquet_and_everything_says_so(tmp_path, ca
     assert {line["name"] for line in lines if line["measured"] == "limit"} == {"plain reader", "training step alone"}
     assert (out / "rows-parquet.png").read_bytes().startswith(b"\x89PNG")
     assert not list(data.glob("*.part"))
+
+
+def test_a_loader_of_parquet_decodes_in_every_epoch_and_no_row_group_for_every_batch(tmp_path, caplog):
+    files = make_rows_parquet(make_rows(tmp_path, 60_000, 8))
+    every = loaders(files, CPU, 0)
+    for name in list(every)[:2]:
+        loader = every[name](Setting(64, 0, pin_memory=None))
+        decoded = []
+        for _ in range(2):
+            assert sum(len(batch["y"]) for batch in loader) == 60_000
+            decoded.append(loader.dataset.source.counts()["decoded_samples"])
+        assert 60_000 <= decoded[0] < decoded[1] - 15_000, name
+        assert decoded[1] < 3 * 60_000, name
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("kind", "record"), [("npy", "rows.jsonl"), ("parquet", "rows-parquet.jsonl")])

@@ -241,8 +241,16 @@ def test_a_batch_sampler_may_yield_arrays(ids):
             "expected store= or storage_options=, got both: give the options to the store",
         ),
         (lambda: ArrayDataset("x.npy"), "expected arrays, got a path; give files to NumpyDataset"),
+        (lambda: ArrayDataset(np.arange(3), as_tuple="no"), "as_tuple: expected True or False, got 'no'"),
+        (lambda: ArrayDataset(np.arange(3)).take(1.5), r"take: expected 1\.\.3 samples, got 1\.5"),
+        (lambda: ArrayDataset(np.arange(3)).take(True), r"take: expected 1\.\.3 samples, got True"),
+        (
+            lambda: ArrayDataset(np.arange(4)).split([0.5, 0.5]),
+            r"split: expected each part's share by its name, as \{'train': 0\.9, 'val': 0\.1\}, got \[0\.5, 0\.5\]",
+        ),
+        (lambda: ArrayDataset(np.arange(4)).split({"a": "x"}), "split: expected each part's share .* got {'a': 'x'}"),
     ],
 )
-def test_arrays_and_files_in_the_wrong_place_are_refused_by_name(make, text):
+def test_arguments_of_the_wrong_kind_are_refused_by_name(make, text):
     with pytest.raises(hr.ArgumentError, match=text):
         make()

@@ -77,7 +77,7 @@ def test_text_becomes_class_numbers(path):
         assert dataset[[1, 2]]["label"].tolist() == [1, 0]
         assert dataset.source.categories("label") == ("a", "b")
     with pytest.raises(FormatError, match=r"row group 0: column 'label'.*'b'"):
-        hr.ParquetDataset(path, ["label"], codes={"label": ["a"]})[0]
+        hr.ParquetDataset(path, ["label"], codes={"label": ["a"]})[[0, 1]]
 
 
 def test_casts_and_nulls_are_asked_for(path):
@@ -85,7 +85,7 @@ def test_casts_and_nulls_are_asked_for(path):
         hr.ParquetDataset(path, ["price"])
     assert hr.ParquetDataset(path, ["price"], cast={"price": "float64"})[5]["price"] == 1.25
     with pytest.raises(FormatError, match=r"row group 0: column 'score'.*1 null"):
-        hr.ParquetDataset(path, ["score"])[0]
+        hr.ParquetDataset(path, ["score"])[[0, 3]]
     dataset = hr.ParquetDataset(path, ["score"], fill={"score": -1.0}, validity="score")
     assert dataset[[3, 4]]["score"].tolist() == [-1.0, 2.0]
     assert dataset[[3, 4]]["score.__valid__"].tolist() == [False, True]
@@ -138,3 +138,76 @@ def test_images_as_hugging_face_writes_them_are_decoded(tmp_path):
     assert batch["image"].shape == (4, 3, 8, 8)
     assert batch["image"].dtype == torch.uint8
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 40, 80, 120]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"columns": 5}, "columns: expected a list of names, got 5"),
+        ({"columns": iter(["id"])}, "columns: expected a list of names, got <list_iterator"),
+        ({"columns": {"id"}}, "columns: expected a list of names, got {'id'}"),
+        ({"cast": ["id"]}, r"cast: expected a dict by column name, got \['id'\]"),
+        ({"fill": 0}, "fill: expected a dict by column name, got 0"),
+        ({"decode": "label"}, "decode: expected a dict by column name, got 'label'"),
+        ({"cast": {1: "int8"}}, "cast: expected a dict by column name, got {1: 'int8'}"),
+        ({"cast": {"id": np.zeros(2)}}, "cast: expected one of bool, "),
+        ({"validity": True}, "validity: expected a list of column names, got True"),
+        ({"lists": [1]}, r"lists: expected a list of column names, got \[1\]"),
+        ({"codes": 5}, "codes: expected a list of column names, got 5"),
+        ({"codes": {"label": {"a", "b"}}}, "codes: expected for column 'label' a list of values .*, got set"),
+        ({"codes": {"label": {"a": 0}}}, "codes: expected for column 'label' a list of values .*, got dict"),
+        ({"codes": {"label": "ab"}}, "codes: expected for column 'label' a list of values .*, got str"),
+        ({"shape": {"vector": -1}}, "shape: expected for column 'vector' lengths of 1 or more, got -1"),
+        ({"shape": {"vector": "2"}}, "shape: expected for column 'vector' lengths of 1 or more, got '2'"),
+        ({"shape": {"vector": (1 << 40, 1 << 40)}}, "shape: expected for column 'vector' at most 2147483647 values"),
+        ({"pad_to": {"tokens": "3"}}, r"pad_to: expected for column 'tokens' a length or headrace\.Pad\(length\)"),
+        ({"pad_to": {"tokens": 1 << 60}}, "Pad: expected a length of 1 to 2147483647, got 1152921504606846976"),
+        ({"index_dir": 5}, "index_dir: expected a folder's path, got 5"),
+        ({"index_dir": b"i"}, "index_dir: expected a folder's path, got b'i'"),
+        ({"as_tuple": "no"}, "as_tuple: expected True or False, got 'no'"),
+        ({"storage_options": [1]}, "storage_options: expected a dict of options by name, got list"),
+        ({"storage_options": "key"}, "storage_options: expected a dict of options by name, got str"),
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_kind_are_refused_by_name(path, options, text):
+    with pytest.raises(ArgumentError, match=text):
+        hr.ParquetDataset(path, **{"columns": ["id", "label", "vector", "tokens"], **options})
+
+
+def test_lengths_may_be_numpy_s_integers(path):
+    dataset = hr.ParquetDataset(
+        path, ["vector", "tokens"], shape={"vector": np.int64(2)}, pad_to={"tokens": np.int64(3)}
+    )
+    assert [tuple(column.shape) for column in dataset.schema.values()] == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("paths", [5, None, [5], b"a.parquet", "a\0.parquet", []], ids=str)
+def test_what_is_no_path_is_refused(paths):
+    with pytest.raises(ArgumentError, match=r"^expected "):
+        hr.ParquetDataset(paths)
+
+
+def test_categories_are_those_of_the_whole_dataset_in_each_of_its_parts(path):
+    dataset = hr.ParquetDataset(path, ["label"], codes=["label"])
+    parts = [dataset.take(1), dataset.select([1, 3]), *dataset.split({"a": 0.5, "b": 0.5}).values()]
+    for part in (dataset, *parts, parts[-1].take(2)):
+        assert part.categories("label") == ("a", "b")
+    with pytest.raises(ArgumentError, match="categories: expected a column that comes as codes, got 'id'"):
+        parts[0].categories("id")
+
+
+def test_its_text_names_rows_columns_and_the_first_file(path):
+    dataset = hr.ParquetDataset(path, ["id", "label"])
+    assert repr(dataset) == f"ParquetDataset(10 rows of 'id', 'label' in {path})"
+    assert repr(dataset.take(3)) == f"ParquetDataset(3 rows of 'id', 'label' in {path})"
+    filtered = hr.ParquetDataset(path, ["id"], row_filter=pc.field("id") > 6)
+    assert repr(filtered) == f"ParquetDataset(some of 10 rows of 'id' in {path})"
+
+
+def test_it_counts_what_is_decoded_for_all_of_its_parts(path):
+    dataset = hr.ParquetDataset(path, ["id"])
+    dataset.take(3)[[0, 2]]
+    counts = dataset.split({"a": 0.5, "b": 0.5})["b"].counts()
+    assert counts == dataset.counts()
+    assert (counts["read_samples"], counts["decoded_samples"]) == (2, 4)

@@ -107,6 +107,21 @@ def test_no_path_and_a_pattern_of_nothing_are_refused(tmp_path):
         list_files(f"{tmp_path}/*.parquet", Store(), ".parquet")
 
 
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        (5, "expected a path, a URL, a pattern or a list of them, got 5"),
+        (None, "a list of them, got None"),
+        (["a.parquet", 5], "a list of them, got 5"),
+        (b"a.parquet", "a list of them, got b'a.parquet'"),
+        ("a\0b", r"one that holds a null character: 'a\\x00b'"),
+    ],
+)
+def test_what_is_no_path_is_refused(paths, text):
+    with pytest.raises(ArgumentError, match=text):
+        list_files(paths, Store(), ".parquet")
+
+
 def test_local_files_and_stored_ones_are_not_mixed(tmp_path):
     store = StandInStore({f"{BASE}/x.parquet": b"x"})
     text = "expected local files only, or URLs only, got both: /a/x.parquet and stand-in://"

@@ -216,6 +216,12 @@ def test_data_that_ends_too_early_is_refused_with_its_sizes(kind, share):
         assert f"the {width}x{height} pixels of a" in str(caught.value)
 
 
+def test_a_jpeg_whose_scan_ends_before_its_end_marker_is_refused():
+    data = KINDS["jpeg, small"]
+    with pytest.raises(PayloadError, match=r"cannot decode the .* pixels of a JPEG image: .*premature end"):
+        decoded(data[: len(data) // 2] + b"\xff\xd9", hr.image(32))
+
+
 def test_any_cut_of_a_jpeg_or_png_is_refused_or_gives_all_pixels():
     for kind in ("jpeg, small", "png, two colours"):
         data = KINDS[kind]

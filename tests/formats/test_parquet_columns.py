@@ -1,5 +1,6 @@
 """What each type of a Parquet column becomes."""
 
+import datetime as dt
 import tracemalloc
 from decimal import Decimal
 
@@ -10,6 +11,7 @@ import torch
 
 from headrace.errors import ArgumentError
 from headrace.formats.parquet_columns import ColumnOptions, plan_columns
+from headrace.formats.parquet_source import ParquetSource
 from headrace.formats.source import Column
 from tests.formats.parquet_round_trip import planned, read, read_array, read_column, written
 
@@ -77,16 +79,16 @@ def test_slices_of_every_type_give_their_own_rows(tmp_path):
 
 def test_text_and_bytes_stay_in_arrow_as_one_type_whatever_the_file_holds(tmp_path):
     for kind, python_type, value, kept in (
-        (pa.string(), str, "ä", pa.string()),
+        (pa.string(), str, "ä", pa.large_string()),
         (pa.large_string(), str, "ä", pa.large_string()),
         (pa.string_view(), str, "ä", pa.large_string()),
-        (pa.dictionary(pa.int32(), pa.string()), str, "ä", pa.string()),
-        (pa.json_(), str, "{}", pa.string()),
-        (pa.binary(), bytes, b"\0a", pa.binary()),
+        (pa.dictionary(pa.int32(), pa.string()), str, "ä", pa.large_string()),
+        (pa.json_(), str, "{}", pa.large_string()),
+        (pa.binary(), bytes, b"\0a", pa.large_binary()),
         (pa.large_binary(), bytes, b"\0a", pa.large_binary()),
         (pa.binary_view(), bytes, b"\0a", pa.large_binary()),
-        (pa.binary(2), bytes, b"\0a", pa.binary()),
-        (pa.uuid(), bytes, b"0123456789abcdef", pa.binary()),
+        (pa.binary(2), bytes, b"\0a", pa.large_binary()),
+        (pa.uuid(), bytes, b"0123456789abcdef", pa.large_binary()),
     ):
         storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
         array = pa.array([value, value], storage)
@@ -330,3 +332,71 @@ def test_numbers_and_fixed_lists_are_copied_once(tmp_path):
         tracemalloc.stop()
         assert peak_bytes < 20_000
         assert out.ravel().tolist() == list(range(1 << 17))
+
+
+def test_old_timestamps_of_96_bits_beyond_nanoseconds_are_microseconds(tmp_path):
+    far = pa.array([np.datetime64("3000-01-01", "us"), np.datetime64("0001-01-01", "us")])
+    path = written(tmp_path, {"x": far}, use_deprecated_int96_timestamps=True)
+    read_back = ParquetSource(path).read([0, 1])["x"]
+    assert read_back.view("M8[us]").tolist() == far.to_pylist()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.struct([("at", pa.timestamp("ns"))])),
+        pa.map_(pa.string(), pa.duration("ns")),
+        pa.list_(pa.list_(pa.time64("ns"))),
+    ],
+    ids=str,
+)
+def test_nanoseconds_in_python_objects_are_refused_when_the_column_is_planned(tmp_path, kind):
+    path = written(tmp_path, {"x": pa.array([[]], kind), "y": [1]})
+    text = r"column 'x' of x\.parquet: .*can't hold the nanoseconds of .*: leave it out of columns"
+    with pytest.raises(ArgumentError, match=text):
+        planned(path)
+    assert [column.name for column in planned(path, ["y"])] == ["y"]
+
+
+def test_microseconds_in_python_objects_are_times(tmp_path):
+    rows = [[[dt.datetime(2024, 1, 1)]], []]
+    array = pa.array(rows, pa.list_(pa.list_(pa.timestamp("us"))))
+    assert read_array(tmp_path, array).to_pylist() == rows
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([1, 2], pa.timestamp("us")),
+        pa.array([1, 2], pa.date32()),
+        pa.array([1, 2], pa.time64("ns")),
+        pa.array([Decimal(1), Decimal(2)]),
+        pa.ExtensionArray.from_storage(pa.opaque(pa.float64(), "f", "us"), pa.array([1.0, 2.0])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_codes_of_other_than_text_bytes_integers_and_booleans_are_refused(tmp_path, array):
+    with pytest.raises(ArgumentError, match="codes: expected a column of text, bytes, integers or booleans, got "):
+        planned(written(tmp_path, {"x": array}), codes={"x": None})
+
+
+@pytest.mark.parametrize(
+    ("array", "values"),
+    [
+        (pa.array([True, False]), (False, True)),
+        (
+            pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"b" * 16, b"a" * 16], pa.binary(16))),
+            (b"a" * 16, b"b" * 16),
+        ),
+        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{}", "[]"])), ("[]", "{}")),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0], pa.int8())), (0, 1)),
+        (pa.ExtensionArray.from_storage(pa.opaque(pa.string(), "s", "us"), pa.array(["b", "a"])), ("a", "b")),
+    ],
+    ids=lambda given: str(getattr(given, "type", "values")),
+)
+def test_codes_look_through_extension_types(tmp_path, array, values):
+    path = written(tmp_path, {"x": array})
+    assert read_column(path, planned(path, codes={"x": values})[0]).tolist() == [1, 0]
+    source = ParquetSource(path, options=ColumnOptions(codes={"x": None}))
+    assert source.read([0, 1])["x"].tolist() == [1, 0]
+    assert source.categories("x") == values

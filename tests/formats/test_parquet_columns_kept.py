@@ -199,7 +199,7 @@ PLAN = {
         (["meta.long"], {}, r"did you mean 'meta\.lang' or "),
         (["lang"], {}, r"did you mean 'meta\.lang'\?"),
         (["metta"], {}, r"did you mean 'meta'"),
-        (["qqq"], {}, r"no column 'qqq' in x.parquet; it has 'label', 'text', .* and 2 more"),
+        (["qqq"], {}, r"no column 'qqq' in x.parquet; there is 'label', 'text', .* and 2 more"),
         (["text."], {}, r"did you mean 'text'"),
         (["text", "text"], {}, "columns: 'text' comes twice, asked for twice"),
         (["meta", "meta.lang"], {}, "columns: 'meta.lang' comes twice"),
@@ -252,8 +252,12 @@ PLAN = {
         (None, {"shape": {"text": (3,)}}, "shape makes no sense for string"),
         (None, {"shape": {"tokens": 3}}, "shape: expected a tuple of lengths above 0, got 3"),
         (None, {"shape": {"tokens": (0, 2)}}, "shape: expected a tuple of lengths above 0"),
-        (None, {"codes": {"Score": (1.0,)}}, "codes: expected a column of text, bytes or integers, got double"),
-        (None, {"codes": {"tokens": (1,)}}, "codes: expected a column of text, bytes or integers, got list<"),
+        (
+            None,
+            {"codes": {"Score": (1.0,)}},
+            "codes: expected a column of text, bytes, integers or booleans, got double",
+        ),
+        (None, {"codes": {"tokens": (1,)}}, "codes: expected a column of text, bytes, integers or booleans, got list<"),
         (None, {"codes": {"text": (1,)}}, "codes: expected values of type string: "),
         (None, {"codes": {"text": "ab"}}, "codes: expected a tuple of values, got 'ab'"),
         (None, {"codes": {"text": ()}}, "codes: expected values, each once"),
@@ -298,3 +302,16 @@ def test_dictionaries_that_hold_nulls_have_nulls_where_these_are_used():
     column, out = column_for(array, codes=("a",), fill=-1), np.empty(3, np.int64)
     column.write(array, out)
     assert out.tolist() == [0, -1, -1]
+
+
+def test_text_that_is_not_utf_8_is_refused_when_it_is_kept():
+    array = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"]).buffers())
+    with pytest.raises(ValueError, match=r"holds what its type large_string doesn't allow: Invalid UTF8"):
+        column_for(array).keep(array)
+
+
+def test_text_of_a_batch_may_take_more_than_32_bits_count():
+    for array, kind in ((pa.array(["a"]), pa.large_string()), (pa.array([b"a"], pa.binary(1)), pa.large_binary())):
+        assert column_for(array).keep(array).type == kind
+    decoded = column_for(pa.array([b"ab"]), decode=Doubling())
+    assert decoded.keep(pa.array([b"ab"])).type == pa.large_binary()

@@ -243,8 +243,8 @@ def test_the_null_type_is_refused(tmp_path):
         (pa.array([[1, 2]], pa.list_(pa.int64(), 2)), [1, 2, 3], r"int64 of shape \(2,\) can hold, got \[1, 2, 3\]"),
         (pa.array([[1]]), ["a"], "fill: expected"),
         (pa.array([[1]]), [[1], [1, 2]], "fill: expected"),
-        (pa.array(["a"]), 5, "fill: expected a value of type string, got 5"),
-        (pa.array(["a"]), None, "fill: expected a value of type string, got None: ask for validity"),
+        (pa.array(["a"]), 5, "fill: expected a value of type large_string, got 5"),
+        (pa.array(["a"]), None, "fill: expected a value of type large_string, got None: ask for validity"),
         (pa.array([["a"]]), 5, "fill: expected a value of type list<"),
     ],
 )

@@ -56,7 +56,7 @@ def assert_same_files(one, other):
         assert left.tolist() == right.tolist()
     left, right = one.chunks(one.schema.names), other.chunks(other.schema.names)
     assert left.leaves == right.leaves
-    for name in ("offsets", "compressed", "uncompressed"):
+    for name in ("offsets", "compressed", "decoded"):
         assert getattr(left, name).tolist() == getattr(right, name).tolist()
     assert one.fingerprint() == other.fingerprint()
     assert one.metadata(2).num_rows == other.metadata(2).num_rows

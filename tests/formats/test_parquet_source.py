@@ -352,7 +352,7 @@ def test_nulls_are_an_error_that_counts_them(tmp_path):
     values = [1.0, None, 3.0, None]
     pq.write_table(pa.table({"x": values}), tmp_path / "a.parquet", row_group_size=2)
     with pytest.raises(FormatError, match=r"a\.parquet: row group 0: column 'x' .*1 null"):
-        ParquetSource(tmp_path / "a.parquet").read([0])
+        ParquetSource(tmp_path / "a.parquet").read([0, 1])
     filled = ParquetSource(
         tmp_path / "a.parquet", options=ColumnOptions(fill={"x": -1.0}, validity=frozenset(["x"]))
     ).read(range(4))
@@ -407,3 +407,95 @@ def test_the_rows_of_a_filter_are_kept_with_the_index(tmp_path):
     for kept in (tmp_path / "index").glob("*.rows"):
         kept.write_bytes(kept.read_bytes()[:-8] + (1 << 40).to_bytes(8, "little"))
     assert len(filtered(22)) == 22
+
+
+@pytest.mark.parametrize("row_filter", [None, pc.field("s") != "b"], ids=["all", "filtered"])
+def test_views_of_text_and_bytes_are_read_at_any_depth(tmp_path, row_filter):
+    columns = {
+        "s": pa.array(["a", "b", "c"], pa.string_view()),
+        "words": pa.array([["x"], [], ["y", "z"]], pa.list_(pa.string_view())),
+        "st": pa.array(
+            [{"b": bytes([i]), "n": i} for i in range(3)], pa.struct({"b": pa.binary_view(), "n": pa.int8()})
+        ),
+        "map": pa.array([[("k", "v")], [], []], pa.map_(pa.string_view(), pa.string_view())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "views.parquet")
+    read = ParquetSource(tmp_path / "views.parquet", row_filter=row_filter).read(
+        [0, -1 + (3 if row_filter is None else 2)]
+    )
+    assert read["s"].to_pylist() == ["a", "c"]
+    assert read["words"].to_pylist() == [["x"], ["y", "z"]]
+    assert read["st.b"].to_pylist() == [b"\0", b"\2"]
+    assert read["map"].to_pylist() == [[("k", "v")], []]
+
+
+def test_filters_that_pyarrow_prints_alike_are_counted_and_named_apart(tmp_path):
+    paths = write(tmp_path / "files")
+    first, other = (
+        ParquetSource(paths, ["id"], row_filter=pc.field("id").isin(kept), index_dir=tmp_path / "index")
+        for kept in ([*range(50), 60, *range(70, 97)], [*range(50), 61, *range(70, 97)])
+    )
+    assert 60 in first.read(range(len(first)))["id"]
+    assert 61 in other.read(range(len(other)))["id"]
+    assert first.fingerprint != other.fingerprint
+
+
+def test_files_that_hold_text_in_other_ways_are_read_as_one(tmp_path):
+    arrays = (pa.array(["a", "b"]), pa.array(["c"], pa.large_string()), pa.array(["d"]).dictionary_encode())
+    for number, array in enumerate(arrays):
+        pq.write_table(pa.table({"s": array}), tmp_path / f"{number}.parquet")
+    read = ParquetSource(tmp_path).read(range(4))["s"]
+    assert read.to_pylist() == ["a", "b", "c", "d"]
+    source = ParquetSource(tmp_path, options=ColumnOptions(codes={"s": None}))
+    assert source.read(range(4))["s"].tolist() == [0, 1, 2, 3]
+
+
+def test_text_that_is_not_utf_8_names_file_row_group_and_column(tmp_path):
+    wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"]).buffers())
+    pq.write_table(pa.table({"s": wrong}), tmp_path / "a.parquet", row_group_size=1)
+    text = r"a\.parquet: row group 1: column 's' holds what its type \w+ doesn't allow: Invalid UTF8"
+    with pytest.raises(FormatError, match=text):
+        ParquetSource(tmp_path / "a.parquet").read([0, 1])
+    with pytest.raises(FormatError, match=text):
+        ParquetSource(tmp_path / "a.parquet", options=ColumnOptions(codes={"s": None})).read([0])
+    listed = ParquetSource(tmp_path / "a.parquet", options=ColumnOptions(codes={"s": ("ok",)}))
+    with pytest.raises(FormatError, match=r"row group 1: column 's' holds 1 value without .*, such as b'\\xff\\xfe'"):
+        listed.read([1])
+
+
+def test_a_column_of_nulls_has_no_codes_to_find(tmp_path):
+    pq.write_table(pa.table({"s": pa.array([None, None], pa.string())}), tmp_path / "a.parquet")
+    source = ParquetSource(tmp_path / "a.parquet", options=ColumnOptions(codes={"s": None}, fill={"s": -1}))
+    with pytest.raises(ArgumentError, match="codes: column 's' holds only nulls, so there are no codes to find"):
+        source.read([0])
+
+
+def test_a_column_beside_one_named_like_a_field_of_it_is_read_from_a_store_too(tmp_path):
+    pq.write_table(pa.table({"a": [1], "a.b": [7], "id": [3]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"a": [2], "id": [4]}), tmp_path / "1.parquet")
+    for paths, store in ((tmp_path, None), (f"{BASE}/*.parquet", stored(tmp_path))):
+        assert ParquetSource(paths, ["a"], store).read([0, 1])["a"].tolist() == [1, 2]
+
+
+def test_columns_of_one_name_do_not_keep_others_from_being_filtered(tmp_path):
+    columns = [pa.array([1, 2]), pa.array([3, 4]), pa.array([5, 6])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["x", "x", "y"]), tmp_path / "a.parquet")
+    source = ParquetSource(tmp_path / "a.parquet", ["y"], row_filter=pc.field("y") > 5)
+    assert source.read([0])["y"].tolist() == [6]
+
+
+def test_errors_name_a_path_even_where_paths_come_one_by_one(tmp_path):
+    write(tmp_path / "files")
+    with pytest.raises(ArgumentError, match=r"no column 'q' in .*part-0\.parquet"):
+        ParquetSource(iter(sorted((tmp_path / "files").iterdir())), ["q"])
+
+
+def test_its_text_names_rows_columns_and_the_first_file_and_reads_nothing(tmp_path):
+    paths = write(tmp_path / "files")
+    assert repr(ParquetSource(paths, ["id", "x"])) == (
+        f"ParquetSource(97 rows of 'id', 'x' in {tmp_path}/files/part-0.parquet and 2 more)"
+    )
+    filtered = ParquetSource(paths, ["id"], row_filter=pc.field("id") > 90)
+    assert repr(filtered).startswith("ParquetSource(some of 97 rows of 'id' in ")
+    assert len(filtered) == 6
+    assert repr(filtered).startswith("ParquetSource(6 rows of 'id' in ")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.errors import FormatError
 from headrace.formats import Column
-from headrace.formats.piece_memory import Need, PieceMemory
-from headrace.formats.piece_reading import Pieces
+from headrace.formats.piece_memory import PieceMemory
+from headrace.formats.piece_reading import Need, Pieces, Reading
 from headrace.formats.room import Room
 from headrace.storage import ReadCancelled, cancellable
 
@@ -30,9 +31,13 @@ class Samples:
         self.decoded: Counter[int] = Counter()
         self.stopped: dict[int, int] = {}  # where a group goes on
         self.failing: set[int] = set()
+        self.refused: set[int] = set()
+        self.texts_of = ""
+        self.failure: type[BaseException] = ValueError
         self.need = Need(self.pieces)
         self.going = threading.Event()
         self.going.set()
+        self.begun = threading.Event()
         columns = {"id": Column(np.dtype(np.int64)), "pair": Column(np.dtype(np.float32), (2,))}
         others = ["text"] if texts else []
         self.memory = PieceMemory(
@@ -40,15 +45,18 @@ class Samples:
         )
 
     def _decode(self, group, first, last):
+        self.begun.set()
         self.going.wait()
         beginning = int(np.searchsorted(self.pieces.groups, group))
         start = self.stopped.pop(group, beginning)
         for piece in range(start if start <= first else beginning, last + 1):
             if piece in self.failing:
-                raise ValueError(f"piece {piece}")
+                raise self.failure(f"piece {piece}")
             self.decoded[piece] += 1
             self.stopped[group] = piece + 1
-            yield piece, _Content(np.arange(self.pieces.starts[piece], self.pieces.starts[piece + 1]), texts=self.texts)
+            ids = np.arange(self.pieces.starts[piece], self.pieces.starts[piece + 1])
+            refused = f"piece {piece}" if piece in self.refused else None
+            yield piece, _Content(ids, self.texts_of if self.texts else None, refused)
 
     def check(self, ids) -> None:
         """Reads samples, and makes sure that they are the right ones."""
@@ -58,22 +66,38 @@ class Samples:
         np.testing.assert_array_equal(out["id"], ids)
         np.testing.assert_array_equal(out["pair"], np.stack([ids, -ids], axis=1).astype(np.float32))
         if others:
-            assert others["text"].to_pylist() == [str(i) for i in ids.tolist()]
+            assert others["text"].to_pylist() == [f"{i}{self.texts_of}" for i in ids.tolist()]
+
+    def assert_idle(self) -> None:
+        """Nothing is held for anybody, and what is free is all that no piece lies in."""
+        memory = self.memory
+        assert (len(memory._readings), memory._making, memory._pinned()) == (0, [], set())
+        assert memory._held_bytes == sum(held.held_bytes for held in memory._held.values())
+        rows = sum(held.rows for held in memory._held.values())
+        free = sum(end - start for start, end in zip(memory._room._starts, memory._room._ends, strict=True))
+        assert rows + free == len(memory._arrays["id"])
+        assert set(memory._held) == set(np.flatnonzero(memory._is_there).tolist())
 
 
 class _Content:
-    def __init__(self, ids, *, texts):
-        self._ids, self._texts = ids, texts
+    def __init__(self, ids, texts, refused):
+        self._ids, self._texts, self._refused = ids, texts, refused
 
     def write(self, out):
+        if self._refused:
+            raise FormatError(self._refused)
         out["id"][...] = self._ids
         out["pair"][:, 0], out["pair"][:, 1] = self._ids, -self._ids
 
     def others(self):
-        return {"text": pa.array([str(i) for i in self._ids.tolist()])} if self._texts else {}
+        if self._texts is None:
+            return {}
+        return {"text": pa.array([f"{i}{self._texts}" for i in self._ids.tolist()], pa.string())}
 
 
-lengths_of_groups = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=8)
+lengths_of_groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=8).filter(
+    lambda groups: sum(map(sum, groups)) > 0
+)
 
 
 @given(lengths=lengths_of_groups, memory_rows=st.integers(1, 60), texts=st.booleans(), data=st.data())
@@ -88,6 +112,7 @@ def test_any_samples_are_read_right_whatever_the_memory(lengths, memory_rows, te
         if data.draw(st.booleans()):
             samples.memory.announce(np.array(ids))
         samples.check(ids)
+        samples.assert_idle()
         held = samples.memory.counts()["held_bytes"]
         assert held <= max(memory_rows, *(max(group) for group in lengths)) * ROW_BYTES or texts
 
@@ -178,8 +203,48 @@ def test_an_error_while_decoding_is_raised_and_leaves_the_memory_sound():
     samples.check([0, 25])
     samples.failing = set()
     samples.check([0, 15, 25])
-    assert not samples.memory._busy
-    assert samples.memory._pins.sum() == 0
+    samples.assert_idle()
+
+
+@pytest.mark.parametrize("place", ["decoding", "writing", "gathering"])
+def test_an_interrupt_leaves_nothing_behind_even_while_its_traceback_is_kept(place, monkeypatch):
+    samples = Samples([[10, 10], [10]], 20, texts=True)
+    samples.check([25])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if place == "decoding":
+        samples.failing, samples.failure = {1}, KeyboardInterrupt
+    else:
+        target, method = (_Content, "write") if place == "writing" else (Reading, "gather")
+        monkeypatch.setattr(target, method, interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        samples.check([0, 15, 25])
+    samples.failing = set()
+    monkeypatch.undo()
+    samples.check([0, 15, 25])
+    samples.assert_idle()
+    assert kept.value.__traceback__ is not None
+
+
+def test_a_piece_that_is_refused_in_passing_is_no_matter_of_others():
+    samples = Samples([[10, 10]], 100)
+    samples.memory.announce(np.arange(20))
+    samples.refused = {0}
+    samples.check([15])
+    with pytest.raises(FormatError, match="piece 0"):
+        samples.check([5])
+    samples.check([16])
+    samples.assert_idle()
+
+
+def test_text_that_takes_more_than_was_thought_is_kept_within_the_budget():
+    samples = Samples([[10]] * 20, 100, texts=True)
+    samples.texts_of = "x" * 100
+    for start in range(0, 200, 5):
+        samples.check(range(start, start + 5))
+        assert samples.memory.counts()["held_bytes"] <= 100 * ROW_BYTES + 10 * 130
 
 
 def test_threads_decode_different_groups_and_each_once():
@@ -205,7 +270,7 @@ def test_threads_that_crowd_a_small_memory_all_get_their_samples(memory_rows):
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(hammer, range(6)))
-    assert samples.memory._pins.sum() == 0
+    samples.assert_idle()
 
 
 def test_a_wait_for_another_thread_ends_when_nobody_wants_it_any_more():
@@ -214,6 +279,7 @@ def test_a_wait_for_another_thread_ends_when_nobody_wants_it_any_more():
     gone = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(samples.check, [0])
+        assert samples.begun.wait(30)
 
         def second() -> None:
             with cancellable(gone.is_set):

@@ -191,9 +191,10 @@ def test_a_pad_names_the_row_that_is_too_long():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"length": 0}, "length of 1 or more, got 0"),
-        ({"length": 2.0}, "length of 1 or more, got 2.0"),
-        ({"length": True}, "length of 1 or more, got True"),
+        ({"length": 0}, "length of 1 to 2147483647, got 0"),
+        ({"length": 1 << 60}, f"length of 1 to 2147483647, got {1 << 60}"),
+        ({"length": 2.0}, "length of 1 to 2147483647, got 2.0"),
+        ({"length": True}, "length of 1 to 2147483647, got True"),
         ({"length": 2, "value": "x"}, "a number as value, got 'x'"),
         ({"length": 2, "truncate": 1}, "truncate=True or False, got 1"),
     ],

@@ -1,5 +1,6 @@
 """Training on Parquet: each row group once an epoch, bounded memory, exact resume, locally and in a store."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import headrace as hr
 from headrace.errors import FormatError, StorageError
-from headrace.formats import parquet_layout
+from headrace.formats import parquet_layout, parquet_reader
 from headrace.storage.faults import Patience
 from tests.conftest import threads_left_after
 
@@ -274,3 +275,66 @@ def test_a_store_s_cache_keeps_chunks_and_what_the_footers_say(proxy, tmp_path):
     again = an_epoch()
     assert again["cache_hits"] == 2 * ROWS // GROUP
     assert again["requests"] == FILES + FILES  # a probe of each file, and the footers of those that are read
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+def test_an_error_in_collating_rows_of_different_lengths_says_what_to_do(tmp_path, as_tuple):
+    pq.write_table(pa.table({"id": [0, 1], "r": [[1], [2, 3]]}), tmp_path / "a.parquet")
+    dataset = hr.ParquetDataset(tmp_path / "a.parquet", as_tuple=as_tuple)
+    with pytest.raises(RuntimeError, match="equal size") as caught:
+        list(hr.DataLoader(dataset, batch_size=2, transform=lambda sample: sample))
+    assert "column 'r' has rows of different lengths: give pad_to= or a collate_fn" in caught.value.__notes__
+    collated = hr.DataLoader(dataset, batch_size=2, transform=lambda sample: sample, collate_fn=len)
+    assert list(collated) == [2]
+    with pytest.raises(TypeError) as caught:
+        list(hr.DataLoader(dataset, batch_size=2, transform=lambda sample: object()))
+    assert caught.value.__notes__ == ["while collating samples 0, 1"]
+
+
+def test_a_null_costs_its_own_sample_only_where_the_user_says_skip(tmp_path):
+    x = [None if i in (7, 31) else float(i) for i in range(60)]
+    pq.write_table(pa.table({"id": range(60), "x": x}), tmp_path / "a.parquet", row_group_size=20)
+    dataset = hr.ParquetDataset(tmp_path / "a.parquet")
+    loader = hr.DataLoader(dataset, batch_size=15, num_workers=2, on_error="skip")
+    assert [i for batch in loader for i in batch["id"].tolist()] == [i for i in range(60) if i not in (7, 31)]
+    assert loader.skipped == 2
+    with pytest.raises(FormatError, match="row group 1: column 'x' holds 1 null"):
+        dataset[[40, 25]]
+    assert dataset[25]["x"] == 25.0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_asks_for_each_chunk_once(proxy, monkeypatch, num_workers):
+    monkeypatch.setattr(parquet_layout, "_PIECE_BYTES", 20_000)  # several slices a group
+    dataset = remote(proxy, ("id", "x"), memory_bytes=1_400_000)
+    proxy.clear()
+    loader = hr.DataLoader(
+        dataset, batch_size=32, shuffle="window", shuffle_window=1000, num_workers=num_workers, prefetch_factor=None
+    )
+    assert sorted(ids_of(loader)) == list(range(ROWS))
+    asked = [(entry.path, entry.range) for entry in proxy.log]
+    assert len(asked) == len(set(asked)) == ROWS // GROUP
+
+
+def test_text_that_dictionaries_stand_for_stays_within_the_budget(tmp_path):
+    words = [chr(97 + i) * 2000 for i in range(4)]
+    table = pa.table({"id": range(20_000), "text": [words[i % 4] for i in range(20_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20_000)
+    dataset = hr.ParquetDataset(tmp_path / "a.parquet", memory_bytes=8_000_000)
+    for number, batch in enumerate(hr.DataLoader(dataset, batch_size=100)):
+        assert batch["text"][3] == words[(number * 100 + 3) % 4]
+        assert dataset.source.counts()["held_bytes"] <= 8_000_000
+
+
+def test_a_failure_of_the_system_is_not_remembered_as_damage(folder, monkeypatch):
+    dataset = local(folder)
+    opens = parquet_reader.pq.ParquetFile
+
+    def fails(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(parquet_reader.pq, "ParquetFile", fails)
+    with pytest.raises(StorageError, match=r"row group 0: cannot be read: .*Too many open files"):
+        dataset[0]
+    monkeypatch.setattr(parquet_reader.pq, "ParquetFile", opens)
+    assert dataset[0]["id"] == 0

@@ -342,9 +342,11 @@ def test_a_pattern_that_stands_for_nothing_is_refused_by_name(memory, pattern, t
         ({"deadline_seconds": 0}, "deadline_seconds: expected more than 0 seconds, got 0"),
         ({"stall_seconds": float("nan")}, "stall_seconds: expected more than 0 seconds, got nan"),
         ({"cache_bytes": 1 << 30}, "cache_bytes: expected a cache_dir= to go with it"),
+        ({"storage_options": "secret"}, r"storage_options: expected a dict of options by name, got str$"),
+        ({"storage_options": ["secret"]}, r"storage_options: expected a dict of options by name, got list$"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(options, text):
+def test_options_that_make_no_sense_are_refused(options, text):
     with pytest.raises(ArgumentError, match=text):
         Store(**options)
 

@@ -32,6 +32,8 @@ class MapDataset(Dataset[Any]):
     """
 
     def __init__(self, source: Source, *, as_tuple: bool = False) -> None:
+        if not isinstance(as_tuple, bool):
+            raise ArgumentError(f"as_tuple: expected True or False, got {as_tuple!r}")
         self.source, self.as_tuple = source, as_tuple
 
     def __len__(self) -> int:
@@ -109,8 +111,9 @@ class MapDataset(Dataset[Any]):
         Raises:
             ArgumentError: There are not that many, or none is asked for.
         """
-        if not 1 <= samples <= len(self):
-            raise ArgumentError(f"take: expected 1..{len(self)} samples, got {samples}")
+        is_whole = isinstance(samples, int | np.integer) and not isinstance(samples, bool)
+        if not is_whole or not 1 <= samples <= len(self):
+            raise ArgumentError(f"take: expected 1..{len(self)} samples, got {samples!r}")
         return self._viewed(views.select(len(self), range(samples)))
 
     def split(self, parts: Mapping[str, float], *, seed: int = 0) -> dict[str, Self]:

@@ -1,11 +1,16 @@
 """Datasets over Parquet files."""
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from headrace.datasets import views
 from headrace.datasets.arrays import store_of
 from headrace.datasets.mapstyle import MapDataset
+from headrace.errors import ArgumentError
 from headrace.formats import Pad
 from headrace.formats.column_files import PathLike
 from headrace.formats.decoding import Decoder
@@ -31,11 +36,12 @@ class ParquetDataset(MapDataset):
     - Numbers and booleans as tensors of their dtype. `uint64` and decimals only with `cast=`, since a tensor would lose
       digits or operations; a cast that can't hold a value is an error.
     - Timestamps, times and durations as int64 in the unit of the file, `time32` and dates as int32 (days; `date64` as
-      int64, ms).
+      int64, ms). Timestamps of 96 bits (INT96) come in microseconds; digits below are lost.
     - Lists of fixed size, nested or not, and fixed-shape tensors as tensors of that shape.
     - Other lists of numbers as `Ragged`; padded to one length with `pad_to=`, as lists of tensors with `lists=`.
     - Text and binary as lists of `str` and `bytes`; as class numbers with `codes=`, decoded with `decode=`.
-    - A struct as its fields, `"a.x"`, `"a.y"`. Whatever else there is (lists of text, maps) as lists of Python objects.
+    - A struct as its fields, `"a.x"`, `"a.y"`. Whatever else there is (lists of text, maps) as lists of Python objects,
+      in which nulls are None.
 
     Example:
         >>> import pathlib, tempfile, pyarrow as pa, pyarrow.parquet as pq
@@ -47,8 +53,6 @@ class ParquetDataset(MapDataset):
         tensor([[3, 0],
                 [1, 2]])
     """
-
-    source: ParquetSource
 
     def __init__(
         self,
@@ -92,7 +96,8 @@ class ParquetDataset(MapDataset):
             pad_to: By column the length that its lists are filled up to, or a `Pad` with the value for it.
             lists: Columns of lists that batches hold as a list of tensors.
             codes: Columns whose values are replaced by class numbers, int64: of a mapping by the place in the sequence;
-                else the values are found by reading the column once, and numbered in their order.
+                else the values are found by reading the column once, and numbered in their order. `categories(name)`
+                says what they stand for.
             decode: By column what makes samples of its bytes, such as `headrace.image(224)`; a struct {bytes, path}, as
                 Hugging Face writes images, is its bytes then.
             index_dir: A folder in which to keep what the footers say, and how many rows a filter keeps: thousands of
@@ -105,14 +110,14 @@ class ParquetDataset(MapDataset):
             StorageError: A file cannot be opened.
         """
         options = ColumnOptions(
-            cast=dict(cast or {}),
-            fill=dict(fill or {}),
-            validity=frozenset([validity] if isinstance(validity, str) else validity),
-            shape={name: (own,) if isinstance(own, int) else tuple(own) for name, own in (shape or {}).items()},
-            pad_to={name: Pad(own) if isinstance(own, int) else own for name, own in (pad_to or {}).items()},
-            lists=frozenset([lists] if isinstance(lists, str) else lists),
+            cast=_by_column("cast", cast),
+            fill=_by_column("fill", fill),
+            validity=_names("validity", validity),
+            shape={name: _shape(name, own) for name, own in _by_column("shape", shape).items()},
+            pad_to={name: _pad(name, own) for name, own in _by_column("pad_to", pad_to).items()},
+            lists=_names("lists", lists),
             codes=_codes(codes),
-            decode=dict(decode or {}),
+            decode=_by_column("decode", decode),
         )
         source = ParquetSource(
             paths,
@@ -125,8 +130,74 @@ class ParquetDataset(MapDataset):
         )
         super().__init__(source, as_tuple=as_tuple)
 
+    def __repr__(self) -> str:
+        source, rows = self._files(), None
+        if self.source is not source or source.is_counted:
+            rows = len(self.source)
+        return f"{type(self).__name__}({source.describe(rows)})"
+
+    def categories(self, name: str) -> tuple[object, ...]:
+        """What the codes of a column that comes with `codes=` stand for: code i for the i-th.
+
+        Where they are to be found, this reads the column, once; parts of the dataset have the same ones.
+
+        Raises:
+            ArgumentError: The column doesn't come as codes.
+        """
+        return self._files().categories(name)
+
+    def counts(self) -> dict[str, int]:
+        """What this process has read and decoded of all parts of the dataset, and what it holds in memory, by name."""
+        return self._files().counts()
+
+    def _files(self) -> ParquetSource:
+        """The source of the whole dataset, of which this may be a part."""
+        source = self.source
+        while isinstance(source, views.SelectedSource):
+            source = source.base
+        assert isinstance(source, ParquetSource)
+        return source
+
 
 def _codes(codes: Collection[str] | Mapping[str, Sequence[Any] | None]) -> dict[str, tuple[Any, ...] | None]:
-    if isinstance(codes, Mapping):
-        return {name: None if values is None else tuple(values) for name, values in codes.items()}
-    return dict.fromkeys([codes] if isinstance(codes, str) else codes)
+    if not isinstance(codes, Mapping):
+        return dict.fromkeys(_names("codes", codes))
+    for name, values in codes.items():
+        # a set's order differs from process to process, a dict's says nothing of its values
+        if values is not None and (isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray)):
+            raise ArgumentError(
+                f"codes: expected for column {name!r} a list of values in the order of their codes, or None, "
+                f"got {type(values).__name__}"
+            )
+    return {name: None if values is None else tuple(values) for name, values in _by_column("codes", codes).items()}
+
+
+def _by_column(option: str, given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ArgumentError(f"{option}: expected a dict by column name, got {given!r}")
+    return dict(given)
+
+
+def _names(option: str, given: Any) -> frozenset[str]:
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"{option}: expected a list of column names, got {given!r}")
+    return frozenset(names)
+
+
+def _shape(name: str, given: Any) -> tuple[int, ...]:
+    lengths = tuple(given) if isinstance(given, tuple | list) else (given,)
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in lengths):
+        raise ArgumentError(f"shape: expected for column {name!r} lengths of 1 or more, got {given!r}")
+    shape = tuple(map(int, lengths))
+    if math.prod(shape) >= 1 << 31:
+        raise ArgumentError(f"shape: expected for column {name!r} at most 2147483647 values, got {given!r}")
+    return shape
+
+
+def _pad(name: str, given: Any) -> Pad:
+    if not isinstance(given, Pad | int | np.integer):
+        raise ArgumentError(f"pad_to: expected for column {name!r} a length or headrace.Pad(length), got {given!r}")
+    return given if isinstance(given, Pad) else Pad(int(given))

@@ -104,6 +104,13 @@ def split(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise ArgumentError(f"seed: expected a 64-bit integer, got {seed!r}")
+    is_numbers = isinstance(parts, Mapping) and all(
+        isinstance(share, int | float | np.number) for share in parts.values()
+    )
+    if not is_numbers:
+        raise ArgumentError(
+            f"split: expected each part's share by its name, as {{'train': 0.9, 'val': 0.1}}, got {parts!r}"
+        )
     ends = _part_ends(samples, list(parts.values()))
     starts = [0, *ends[:-1]]
     for (name, share), start, end in zip(parts.items(), starts, ends, strict=True):

@@ -80,13 +80,17 @@ class ListSelection(Selection):
 
 
 class SelectedSource(Source):
-    """A source that holds some samples of another one."""
+    """A source that holds some samples of another one.
+
+    Attributes:
+        base: The other one.
+    """
 
     def __init__(self, base: Source, selection: Selection) -> None:
         """Raises ArgumentError where the selection is empty."""
         if len(selection) == 0:
             raise ArgumentError("expected a selection of at least one sample, got none")
-        self._base, self._selection = base, selection
+        self.base, self._selection = base, selection
         self.schema, self.random_access = base.schema, base.random_access
         self.read_ahead_bytes = base.read_ahead_bytes
         self.splits_by_block = base.splits_by_block and selection.goes_by_block
@@ -97,9 +101,9 @@ class SelectedSource(Source):
     @cached_property
     def blocks(self) -> Blocks:
         """The parts of the base's blocks that a selection by block takes; else runs of equal length, in its order."""
-        blocks = self._base.blocks
+        blocks = self.base.blocks
         if not self._selection.goes_by_block:
-            return uniform_blocks(len(self), int(blocks.bytes.sum()) // len(self._base))
+            return uniform_blocks(len(self), int(blocks.bytes.sum()) // len(self.base))
         taken = self._selection.taken(blocks.lengths)
         kept = np.flatnonzero(taken)
         lengths = taken[kept]
@@ -107,26 +111,26 @@ class SelectedSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint([(self._base.fingerprint, self._selection.describe())])
+        return fingerprint([(self.base.fingerprint, self._selection.describe())])
 
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> Mapping[str, Values]:
-        return self._base.read(self._ids(sample_ids), out)
+        return self.base.read(self._ids(sample_ids), out)
 
     def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
-        return self._base.prepare(self._ids(sample_ids))
+        return self.base.prepare(self._ids(sample_ids))
 
     def narrowed(self, columns: Collection[str]) -> Source:
-        base = self._base.narrowed(columns)
-        return self if base is self._base else SelectedSource(base, self._selection)
+        base = self.base.narrowed(columns)
+        return self if base is self.base else SelectedSource(base, self._selection)
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:
-        self._base.prefetch(self._ids(sample_ids))
+        self.base.prefetch(self._ids(sample_ids))
 
     def end_prefetch(self) -> None:
-        self._base.end_prefetch()
+        self.base.end_prefetch()
 
     def where(self, sample_id: int) -> str:
-        return self._base.where(int(self._ids([sample_id])[0]))
+        return self.base.where(int(self._ids([sample_id])[0]))
 
     def _ids(self, sample_ids: npt.ArrayLike) -> Ids:
         return self._selection.sample_ids(check_ids(sample_ids, len(self)))

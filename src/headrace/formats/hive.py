@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -44,10 +44,7 @@ def list_files(paths: PathLike | Sequence[PathLike], store: Store, suffix: str) 
     """
     places: list[str] = []
     roots: list[PurePosixPath | None] = []
-    patterns = list(_listed(paths))
-    if not patterns:
-        raise ArgumentError("expected at least one path or URL, got an empty list")
-    for pattern in patterns:
+    for pattern in listed_paths(paths):
         found = _expand(pattern, store, suffix)
         places += found
         roots += [_root(pattern)] * len(found)
@@ -97,12 +94,29 @@ def _typed(texts: list[str | None]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _listed(paths: PathLike | Sequence[PathLike]) -> Iterator[str]:
-    if isinstance(paths, str | os.PathLike):
-        yield os.fspath(paths)
-        return
-    for path in paths:
-        yield from _listed(path)
+def listed_paths(paths: PathLike | Iterable[PathLike]) -> list[str]:
+    """The paths and patterns one by one, of lists within lists too.
+
+    Raises:
+        ArgumentError: There is none, or something else among them.
+    """
+    listed = list(_listed(paths))
+    if not listed:
+        raise ArgumentError("expected at least one path or URL, got an empty list")
+    return listed
+
+
+def _listed(paths: object) -> Iterator[str]:
+    path = os.fspath(paths) if isinstance(paths, str | os.PathLike) else None
+    if isinstance(path, str):
+        if "\0" in path:
+            raise ArgumentError(f"expected a path or URL, got one that holds a null character: {path!r}")
+        yield path
+    elif isinstance(paths, Iterable) and not isinstance(paths, bytes | bytearray):
+        for inner in paths:
+            yield from _listed(inner)
+    else:
+        raise ArgumentError(f"expected a path, a URL, a pattern or a list of them, got {paths!r}")
 
 
 def _expand(pattern: str, store: Store, suffix: str) -> list[str]:

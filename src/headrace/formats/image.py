@@ -191,7 +191,9 @@ def _from_turbo(decoder: ImageDecoder, payload: Payload) -> Pixels | None:
     least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(payload, "RGB", **least)
-    except ValueError:
+    except ValueError as error:
+        if "premature end of data segment" in str(error):  # Pillow would make up the rest
+            raise PayloadError(f"cannot decode the {width}x{height} pixels of a JPEG image: {error}") from None
         return None
     rows, columns = decoder.taken(*pixels.shape[:2])
     # of a reduced image a pixel more where else its middle would be off by a half, which may be four of the whole one

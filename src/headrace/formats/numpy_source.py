@@ -32,6 +32,7 @@ from headrace.storage import LocalFile, Residency, Store, StoredObject, open_lim
 
 __all__ = ["ColumnFiles", "NumpySource", "Raw"]
 
+_MOST_MEMORY_BYTES = 2 << 30
 # Of the memory for stored blocks, the share that is announced ahead: what a window and its successor leave free.
 _AHEAD_SHARE = 4
 # Of local files beside stored ones, the samples that are asked for at once: each may take a system call.
@@ -91,7 +92,7 @@ class NumpySource(Source):
         self._stored: dict[str, StoredColumn] = {}
         self.random_access = len(local) == len(files)
         if not self.random_access:
-            memory_bytes = default_memory_bytes() if memory_bytes is None else memory_bytes
+            memory_bytes = default_memory_bytes(_MOST_MEMORY_BYTES) if memory_bytes is None else memory_bytes
             stored = {name: of_column for name, of_column in files.items() if is_stored[name]}
             self._stored = store_columns(stored, store, self._block_samples, self._cut_files, memory_bytes)
             # local columns count: where they are large, what is announced of them is no more than can be read ahead

@@ -13,9 +13,10 @@
 | string; binary, fixed-size binary                 | list[str]; list[bytes]                                           |
 | binary, or a struct {bytes, ...}, with `decode`   | what the decoder gives                                           |
 | dictionary                                        | as what it holds                                                 |
-| any of text, integers, with `codes`               | int64, the value's place among the codes                         |
+| text, bytes, integers, booleans, with `codes`     | int64, the value's place among the codes                         |
 | struct                                            | its fields, as columns named "struct.field"                      |
-| other lists, maps, unions                         | a list of what Python makes of them, with None for nulls inside  |
+| other lists, maps, unions                         | a list of what Python makes of them, with None for nulls inside; |
+|                                                   | refused where they hold times in nanoseconds                     |
 | other extension types                             | as what they are stored as                                       |
 | null                                              | refused                                                          |
 
@@ -29,12 +30,12 @@ rows, and one that is a number for null values; a null row is then an empty list
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 
 import pyarrow as pa
 
 from headrace.errors import ArgumentError
 from headrace.formats.decoding import Decoder
+from headrace.formats.nearest import listed, nearest
 from headrace.formats.parquet_column import ColumnRefused, ParquetColumn
 from headrace.formats.parquet_kinds import planned_column, validity_column
 from headrace.formats.parquet_options import ColumnOptions, Leaf
@@ -100,7 +101,8 @@ def _leaves(steps: tuple[str, ...], kind: pa.DataType, decode: Mapping[str, Deco
 def _chosen(leaves: list[Leaf], names: Sequence[str] | None, where: str) -> list[Leaf]:
     if names is None:
         return [leaf for leaf in leaves if leaf.is_default]
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    is_many = isinstance(names, Sequence) and not isinstance(names, str)  # an iterator ends, a set has no order
+    if not is_many or not all(isinstance(name, str) for name in names):
         raise ArgumentError(f"columns: expected a list of names, got {names!r}")
     if not names:
         raise ArgumentError(f"columns: expected at least one name of a column of {where}, got none")
@@ -131,24 +133,13 @@ def _check_options(options: ColumnOptions, leaves: list[Leaf], read: set[str], w
         if name in known:
             raise ArgumentError(f"{option}: column {name!r} is not read: add it to columns, or leave the option out")
         if fields and option == "decode":
-            raise ArgumentError(f"decode: {name!r} is a struct without a field 'bytes': name one of {_listed(fields)}")
+            raise ArgumentError(f"decode: {name!r} is a struct without a field 'bytes': name one of {listed(fields)}")
         if fields:
-            raise ArgumentError(f"{option}: {name!r} is a struct: name its fields, {_listed(fields)}")
+            raise ArgumentError(f"{option}: {name!r} is a struct: name its fields, {listed(fields)}")
         raise ArgumentError(f"{option}: no column {name!r} in {where}{_nearest(name, leaves)}")
 
 
 def _nearest(name: str, leaves: list[Leaf]) -> str:
     """The end of an error text: names like this one, or else some of those that there are."""
     paths = dict.fromkeys(".".join(leaf.steps[: depth + 1]) for leaf in leaves for depth in range(len(leaf.steps)))
-    by_folded = {path.casefold(): path for path in paths}
-    close = [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded, n=3)]
-    # a field whose structs were left out
-    close = close or [path for path in paths if path.casefold().endswith(f".{name.casefold()}")][:3]
-    if close:
-        return f": did you mean {' or '.join(map(repr, close))}?"
-    return f"; it has {_listed([leaf.name for leaf in leaves])}"
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(map(repr, names[:most]))}{more}"
+    return nearest(name, paths, [leaf.name for leaf in leaves])

@@ -10,31 +10,28 @@ Guarantees:
 """
 
 import contextlib
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from headrace.errors import ArgumentError, FormatError, HeadraceError
+from headrace.errors import ArgumentError, FormatError, HeadraceError, StorageError
 from headrace.formats.fetch_ahead import FetchAhead
 from headrace.formats.parquet_columns import ColumnRefused, ParquetColumn
 from headrace.formats.parquet_files import LocalPin
+from headrace.formats.parquet_reader import GroupFiles, GroupReader
 from headrace.formats.parquet_table import Table
+from headrace.formats.parquet_types import without_views
 from headrace.formats.piece_memory import Content
 from headrace.formats.source import Array, Ids
-from headrace.storage.local import mappable_bytes
 
-# Readers of large groups that stay open: each holds a page or two a column.
+# Of one group: more would only come of a footer that lies
+_MOST_SLICES = 1 << 20
+# Readers of large groups that stay open: each holds a page or two a column, beside the bytes that were fetched.
 _MOST_READERS = 32
-# Local files that stay open while nobody decodes from them: opening and unmapping one takes half a millisecond.
-_MOST_IDLE_FILES = 32
-# What Arrow asks for at once of a group that is too large to be fetched ahead
-_STREAM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +47,21 @@ class Slices:
     slice_rows: Ids
 
     @classmethod
-    def cut(cls, group_rows: Ids, row_bytes: Ids, slice_bytes: int) -> "Slices":
+    def cut(cls, group_rows: Ids, row_bytes: Ids, slice_bytes: int, *, most_rows: int = 1 << 40) -> "Slices":
         """Cuts each group into slices of equal length, of up to so many bytes.
 
         Args:
             group_rows: int64 (groups,), 1 or more each.
             row_bytes: int64 (groups,), what a row of each takes in memory.
             slice_bytes: The most that a slice takes, unless a single row takes more.
+            most_rows: The most rows that a slice has.
 
         >>> Slices.cut(np.array([5, 4]), np.array([1, 2]), 4).slice_rows.tolist()
         [3, 2]
         """
-        counts = np.minimum(-(-group_rows * np.maximum(row_bytes, 1) // slice_bytes), group_rows)
+        counts = -(-group_rows * np.maximum(row_bytes, 1) // slice_bytes)
+        counts = np.maximum(counts, -(-group_rows // most_rows))
+        counts = np.minimum(counts, np.minimum(group_rows, _MOST_SLICES))
         slice_rows = -(-group_rows // counts)
         counts = -(-group_rows // slice_rows)
         return cls(np.concatenate(([0], np.cumsum(counts))), slice_rows)
@@ -74,20 +74,6 @@ class Slices:
         return rows
 
 
-class _Reader:
-    """A group that is being decoded: the next piece, and the batches that are left."""
-
-    def __init__(self, piece: int, batches: Iterator[pa.RecordBatch]) -> None:
-        self.piece, self.batches = piece, batches
-
-
-class _OpenFile:
-    """A file that one thread at a time decodes from."""
-
-    def __init__(self, number: int, file: pq.ParquetFile) -> None:
-        self.number, self.file = number, file
-
-
 class ParquetDecoder:
     """Decodes the pieces of a table.
 
@@ -95,18 +81,21 @@ class ParquetDecoder:
         table: What is read.
         slices: How its groups are cut.
         ahead: The bytes of stored files.
+        damaged: Where it notes which groups cannot be decoded, and why.
     """
 
-    def __init__(self, table: Table, slices: Slices, ahead: FetchAhead | None) -> None:
+    def __init__(
+        self, table: Table, slices: Slices, ahead: FetchAhead | None, damaged: dict[int, str] | None = None
+    ) -> None:
         self._table, self._slices, self._ahead = table, slices, ahead
-        self._files, self._paths = table.files, table.paths
+        self._files, self._paths = GroupFiles(table, ahead), table.paths
         self._rows = slices.rows(table.files.group_rows)
-        self._readers: OrderedDict[int, _Reader] = OrderedDict()
-        self._idle: deque[_OpenFile] = deque(maxlen=_MOST_IDLE_FILES)
-        self._damaged: dict[int, str] = {}
+        self._readers: OrderedDict[int, GroupReader] = OrderedDict()
+        self._damaged = {} if damaged is None else damaged
+        self._refused: dict[int, str] = {}
         self._lock = Lock()
 
-    def decode(self, group: int, first: int, last: int) -> Iterator[tuple[int, Content]]:
+    def decode(self, group: int, first: int, last: int) -> Generator[tuple[int, Content], None, None]:
         """The pieces of a group up to `last`, in order, beginning with `first` or before it.
 
         Raises:
@@ -114,169 +103,176 @@ class ParquetDecoder:
                 column.
             StorageError: Its bytes cannot be had, or the file was replaced.
         """
-        if group in self._damaged:  # not decoded again for each of its samples
-            raise FormatError(self._damaged[group])
+        # what is known isn't decoded again for each of its samples
+        known = self._damaged.get(group) or self._refused.get(first) or self._refused.get(last)
+        if known is not None:
+            if self._ahead is not None:
+                self._ahead.drop(group)
+            raise FormatError(known)
         with self._lock:
             reader = self._readers.pop(group, None)
         try:
-            if reader is None or reader.piece > first:
-                reader = _Reader(int(self._slices.first_pieces[group]), self._batches(group))
+            if reader is not None and reader.piece > first:
+                self._close(reader)
+                reader = None
+            reader = self._opened(group) if reader is None else reader
             while reader.piece <= last:
                 batch = self._next(group, reader)
-                reader.piece += 1
-                yield reader.piece - 1, _Batch(batch, self._table.columns, self._table.where(group))
-        except FormatError as error:
-            self._damaged[group] = str(error)
+                yield reader.piece - 1, _Batch(batch, self._table, group, reader.piece - 1, self._refused)
+        except BaseException as error:
+            if reader is not None:
+                reader.close()
+            if isinstance(error, FormatError):
+                self._damaged[group] = str(error)
             raise
         if reader.piece < self._slices.first_pieces[group + 1]:
-            with self._lock:
-                self._readers[group] = reader
-                if len(self._readers) > _MOST_READERS:
-                    self._readers.popitem(last=False)
+            self._keep(group, reader)
+        else:
+            self._close(reader)
 
-    def batches(self, group: int) -> Iterator[pa.RecordBatch]:
+    def alone(self, group: int, piece: int, place: int) -> Content:
+        """One row of a piece of which others are refused: the `place`-th."""
+        with contextlib.closing(self.batches(group)) as batches:
+            for number, batch in enumerate(batches, int(self._slices.first_pieces[group])):
+                if number == piece:
+                    return _Batch(batch.slice(place, 1), self._table, group, piece, {})
+        raise AssertionError(piece)
+
+    def batches(self, group: int) -> Generator[pa.RecordBatch, None, None]:
         """The pieces of a group as Arrow decoded them, each in one batch."""
-        reader = _Reader(int(self._slices.first_pieces[group]), self._batches(group))
-        while reader.piece < self._slices.first_pieces[group + 1]:
-            yield self._next(group, reader)
-            reader.piece += 1
+        reader = self._opened(group)
+        try:
+            while reader.piece < self._slices.first_pieces[group + 1]:
+                yield self._next(group, reader)
+        finally:
+            reader.close()
+
+    def is_refused(self, piece: int) -> bool:
+        """Whether something in a piece is not what its columns allow."""
+        return piece in self._refused
 
     def forget(self) -> None:
         """Drops the groups that are half decoded; files stay open for the next pass."""
         with self._lock:
-            self._readers.clear()
+            readers, self._readers = self._readers, OrderedDict()
+        for reader in readers.values():
+            self._close(reader)
 
-    def _next(self, group: int, reader: _Reader) -> pa.RecordBatch:
+    def _keep(self, group: int, reader: GroupReader) -> None:
+        """Keeps a reader open for the group's next pieces; closes others for it, if need be."""
+        closed = []
+        most_bytes = 0 if self._ahead is None else self._ahead.most_bytes
+        with self._lock:
+            self._readers[group] = reader
+            held_bytes = sum(one.held_bytes for one in self._readers.values())
+            while len(self._readers) > _MOST_READERS or (held_bytes > most_bytes and len(self._readers) > 1):
+                closed.append(self._readers.popitem(last=False)[1])
+                held_bytes -= closed[-1].held_bytes
+        for one in closed:
+            self._close(one)
+
+    def _close(self, reader: GroupReader) -> None:
+        reader.close()
+        self._files.keep_open(reader)
+
+    def _opened(self, group: int) -> GroupReader:
+        with self._telling(group):
+            first, rows = int(self._slices.first_pieces[group]), int(self._slices.slice_rows[group])
+            return self._files.open(group, first, rows, self._paths)
+
+    def _next(self, group: int, reader: GroupReader) -> pa.RecordBatch:
         """The rows of the reader's next piece."""
-        expected = int(self._rows[reader.piece])
-        try:
-            batch = _joined(reader.batches, expected)
-        except HeadraceError:
-            raise
-        except Exception as error:  # whatever Arrow makes of damaged bytes
-            raise FormatError(self._why(group, error)) from error
+        table, expected = self._table, int(self._rows[reader.piece])
+        with self._telling(group):
+            batch = reader.next(expected)
         if len(batch) != expected:
             raise FormatError(
-                f"{self._table.where(group)}: expected {expected} rows more, as its footer says, got {len(batch)}; "
+                f"{table.where(group)}: expected {expected} rows more, as its footer says, got {len(batch)}; "
                 "the file is damaged"
             )
-        source = self._files.files[self._files.group_file[group]]
+        number = int(table.files.group_file[group])
+        source = table.files.files[number]
         if isinstance(source, LocalPin):
             source.check()
-        for name, values in self._files.partitions.items():
-            value = values[int(self._files.group_file[group])]
-            batch = batch.append_column(pa.field(name, values.type), pa.repeat(value, len(batch)))
-        if self._table.row_filter is not None:
+        plain = without_views(batch.schema)
+        if not plain.equals(batch.schema):
+            batch = batch.cast(plain)
+        for name, values in table.files.partitions.items():
+            batch = batch.append_column(pa.field(name, values.type), pa.repeat(values[number], len(batch)))
+        if table.row_filter is not None:
             try:
-                batch = batch.filter(pa.array(self._table.row_filter.mask(batch)))
+                batch = batch.filter(pa.array(table.row_filter.mask(batch)))
             except ArgumentError as error:
-                error.add_note(f"in {self._table.where(group)}")
+                error.add_note(f"in {table.where(group)}")
                 raise
         return batch
 
-    def _batches(self, group: int, paths: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows of a group, in batches of a piece each."""
-        paths = self._paths if paths is None else paths
-        slice_rows = int(self._slices.slice_rows[group])
-        if not paths:
-            rows = int(self._files.group_rows[group])
-            for start in range(0, rows, slice_rows):
-                nothing = pa.array(np.empty(min(slice_rows, rows - start), np.bool_))
-                yield pa.RecordBatch.from_arrays([nothing], names=[""])
-            return
-        number = int(self._files.group_file[group])
-        opened = self._opened(group, number)
-        # left behind when all rows are there: no more is asked for
-        with contextlib.suppress(GeneratorExit):
-            yield from opened.file.iter_batches(
-                batch_size=slice_rows,
-                row_groups=[int(self._files.group_number[group])],
-                columns=list(paths),
-                use_threads=False,  # of no use for one heavy column: the callers are many
-            )
-        if self._ahead is None:
-            self._idle.append(opened)
-
-    def _opened(self, group: int, number: int) -> "_OpenFile":
-        """A group's file, open for the caller alone: Arrow's readers are not for several threads at once."""
-        source = self._files.files[number]
-        if isinstance(source, LocalPin):
-            source.check()
-            for idle in list(self._idle):
-                if idle.number == number:
-                    with contextlib.suppress(ValueError):  # another thread was faster
-                        self._idle.remove(idle)
-                        return idle
-        options: dict[str, Any] = {
-            "metadata": self._files.metadata(number),
-            "pre_buffer": False,  # fetching in Arrow's own threads has crashed and hung where many read
-            "page_checksum_verification": True,
-        }
-        if isinstance(source, LocalPin):
-            memory_map = source.file_bytes <= mappable_bytes()
-            return _OpenFile(number, pq.ParquetFile(source.path, memory_map=memory_map, **options))
-        assert self._ahead is not None
-        if self._ahead.is_streamed(group):
-            options["buffer_size"] = _STREAM_BYTES
-        file = pa.PythonFile(self._ahead.open(group), mode="r")
-        return _OpenFile(number, pq.ParquetFile(file, **options))
+    @contextlib.contextmanager
+    def _telling(self, group: int) -> Iterator[None]:
+        """Says what is wrong with a group, and where."""
+        where = self._table.where(group)
+        try:
+            yield
+        except (HeadraceError, MemoryError):
+            raise
+        except OverflowError as error:
+            raise FormatError(f"{where}: {error}") from None
+        except Exception as error:  # whatever Arrow makes of damaged bytes
+            if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the file's
+                raise StorageError(f"{where}: cannot be read: {error}") from error
+            raise FormatError(self._why(group, error)) from error
 
     def _why(self, group: int, error: Exception) -> str:
         """Which column of a group it is that cannot be decoded."""
+        where, rows = self._table.where(group), int(self._slices.slice_rows[group])
         for path in self._paths if len(self._paths) > 1 else ():
+            reader = None
             try:
-                for _ in self._batches(group, [path]):
+                reader = self._files.open(group, 0, rows, [path], is_again=True)
+                while len(reader.next(rows)) == rows:
                     pass
-            except HeadraceError:
+            except (HeadraceError, MemoryError):
                 raise
             except Exception as own:  # noqa: BLE001 (whatever Arrow makes of damaged bytes)
-                return _cannot(f"{self._table.where(group)}: column {path!r}", own)
+                if not isinstance(own, EOFError):
+                    return _cannot(f"{where}: column {path!r}", own)
+            finally:
+                if reader is not None:
+                    reader.close()
         named = f": column {self._paths[0]!r}" if len(self._paths) == 1 else ""
-        return _cannot(f"{self._table.where(group)}{named}", error)
+        return _cannot(f"{where}{named}", error)
 
 
 class _Batch:
     """A piece as Arrow decoded it."""
 
-    def __init__(self, batch: pa.RecordBatch, columns: Sequence[ParquetColumn], where: str) -> None:
-        self._batch, self._columns, self._where = batch, columns, where
+    def __init__(self, batch: pa.RecordBatch, table: Table, group: int, piece: int, refused: dict[int, str]) -> None:
+        self._batch, self._table, self._group = batch, table, group
+        self._piece, self._refused = piece, refused
 
     def write(self, out: Mapping[str, Array]) -> None:
-        for column in self._columns:
+        for column in self._table.columns:
             if column.stored is not None:
-                with _naming(self._where, column):
+                with self._naming(column):
                     column.write(column.extract(self._batch), out[column.name])
 
     def others(self) -> dict[str, pa.Array]:
         kept = {}
-        for column in self._columns:
+        for column in self._table.columns:
             if column.stored is None:
-                with _naming(self._where, column):
+                with self._naming(column):
                     kept[column.name] = column.keep(column.extract(self._batch))
         return kept
 
-
-@contextlib.contextmanager
-def _naming(where: str, column: ParquetColumn) -> Iterator[None]:
-    """Names the place of what a column refuses."""
-    try:
-        yield
-    except ColumnRefused as error:
-        raise FormatError(f"{where}: column {column.name!r} {error}") from None
-
-
-def _joined(batches: Iterator[pa.RecordBatch], rows: int) -> pa.RecordBatch:
-    """The next so many rows; Arrow cuts batches shorter where the strings in them would be too long together."""
-    parts = []
-    while rows > 0 and (part := next(batches, None)) is not None:
-        parts.append(part)
-        rows -= len(part)
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        raise ValueError("it ends too early")
-    [joined] = pa.Table.from_batches(parts).combine_chunks().to_batches()
-    return joined
+    @contextlib.contextmanager
+    def _naming(self, column: ParquetColumn) -> Iterator[None]:
+        """Names the place of what a column refuses, or Arrow can't do, and notes it."""
+        try:
+            yield
+        except (ColumnRefused, pa.ArrowException) as error:
+            said = str(error) if isinstance(error, ColumnRefused) else f"cannot be converted: {error}"
+            text = self._refused[self._piece] = f"{self._table.where(self._group)}: column {column.name!r} {said}"
+            raise FormatError(text) from None
 
 
 def _cannot(where: str, error: Exception) -> str:

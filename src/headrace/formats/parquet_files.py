@@ -39,13 +39,14 @@ class Chunks:
         leaves: The leaf columns' paths, as the first file has them.
         offsets: int64 (groups, leaves), the byte at which each chunk begins.
         compressed: int64 (groups, leaves), its bytes in the file.
-        uncompressed: int64 (groups, leaves), the bytes of its pages before they were compressed.
+        decoded: int64 (groups, leaves), about the bytes of its values: of text exactly where the writer says so, else
+            at least those of its pages before they were compressed.
     """
 
     leaves: tuple[str, ...]
     offsets: Int64s
     compressed: Int64s
-    uncompressed: Int64s
+    decoded: Int64s
 
 
 class ParquetFiles:
@@ -109,8 +110,8 @@ class ParquetFiles:
                 columns have no chunks.
         """
         chosen = [i for i, leaf in enumerate(self._leaves) if any(f"{leaf}.".startswith(f"{path}.") for path in paths)]
-        offsets, compressed, uncompressed = self._table.chunks[:, :, chosen]
-        return Chunks(tuple(self._leaves[i] for i in chosen), offsets, compressed, uncompressed)
+        offsets, compressed, decoded = self._table.chunks[:, :, chosen]
+        return Chunks(tuple(self._leaves[i] for i in chosen), offsets, compressed, decoded)
 
     def metadata(self, file: int) -> pq.FileMetaData:
         """The parsed footer of a file, read again where it isn't kept.

@@ -4,11 +4,12 @@ Where a condition can't be met, by what a footer says of a row group's columns, 
 of expressions under a guarantee. Its way to statistics isn't used; see `parquet_statistics`.
 """
 
-import difflib
 import functools
+import hashlib
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from headrace.errors import ArgumentError
+from headrace.formats.nearest import nearest
+from headrace.formats.parquet_column import ColumnRefused, unwrapped
 from headrace.formats.parquet_files import ParquetFiles
-from headrace.formats.parquet_footers import Footer
+from headrace.formats.parquet_footers import Footer, first_line
 from headrace.formats.parquet_statistics import equals, group_cases
 from headrace.formats.progress import Progress
 
@@ -54,53 +57,53 @@ class RowFilter:
             )
         if "FieldPath(" in _text(expression):
             raise ArgumentError(f"row_filter: expected columns by name, got one by number: {_short(expression)}")
-        self.expression, self._schema = expression, schema
+        # of columns that share a name none can be referred to, and the others are as good as ever
+        counts = Counter(schema.names)
+        self._twice = {name: count for name, count in counts.items() if count > 1}
+        self._schema = pa.schema([field for field in schema if counts[field.name] == 1])
+        self.expression = expression
         self._check()
-        self.referenced = _referenced(expression, schema)
+        self.referenced = _referenced(expression, self._schema)
 
     def __str__(self) -> str:
         return _text(self.expression)
 
+    @property
+    def identity(self) -> str:
+        """What tells it from all others: pyarrow's text leaves out the middle of long lists of values."""
+        [serialized] = self.expression.__reduce__()[1]
+        return hashlib.blake2b(bytes(serialized), digest_size=16).hexdigest()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return RowFilter, (self.expression, self._schema)
 
-    def mask(self, batch: pa.RecordBatch, partitions: Mapping[str, pa.Scalar] | None = None) -> npt.NDArray[np.bool_]:
+    def mask(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
         """Which rows meet the condition: bool (rows,), False where it is null.
 
         Args:
-            batch: The columns that are referenced, and perhaps others.
-            partitions: The values of partition columns, which hold for all rows; as `ParquetFiles.partition_row` says.
+            batch: The columns that are referenced, partition columns among them, and perhaps others.
 
         Raises:
             ArgumentError: The condition has no value for a row, as where it divides by zero.
         """
-        names = {name: batch.column(name) for name in self.referenced if name in batch.schema.names}
-        for name in self.referenced:
-            if name not in names and partitions is not None and name in partitions:
-                names[name] = pa.repeat(partitions[name], len(batch))
+        names = {name: batch.column(name) for name in self.referenced}
         if not names:  # a condition on nothing, such as pc.scalar(True)
             names = {"": pa.nulls(len(batch))}
         columns = pa.RecordBatch.from_arrays(list(names.values()), list(names))
         try:
             found = _evaluate(self.expression, columns)
         except pa.ArrowException as error:
-            raise ArgumentError(f"row_filter: {_first_line(error)}: {_short(self.expression)}") from None
+            raise ArgumentError(f"row_filter: {first_line(error)}: {_short(self.expression)}") from None
         return np.asarray(found.fill_null(False)).astype(bool, copy=False)
 
-    def may_match(self, files: ParquetFiles, file: int) -> npt.NDArray[np.bool_]:
-        """Which row groups may hold rows that meet the condition: bool (groups of the file,), as `groups_of` has them.
+    def matching(self, files: ParquetFiles) -> npt.NDArray[np.bool_]:
+        """Which row groups may hold rows that meet the condition: bool (groups,).
 
-        Never False for one that does, as long as the file's statistics are right. Only the footer is read.
+        Never False for one that does, as long as the files' statistics are right. Only footers are read, many at once.
 
         Args:
             files: The files; their schema is the one that the condition was checked against.
-            file: The file's number.
         """
-        [footer] = files.footers([file])
-        return self._may_match(files, file, footer)
-
-    def matching(self, files: ParquetFiles) -> npt.NDArray[np.bool_]:
-        """The same for all files, whose footers are read many at once: bool (groups,)."""
         found = []
         with Progress(len(files.files), "reading statistics") as progress:
             for file, footer in enumerate(files.footers(range(len(files.files)))):
@@ -135,11 +138,11 @@ class RowFilter:
         except pa.ArrowInvalid as error:
             unknown = re.search(r"No match for (?:FieldRef\.Nested\()?FieldRef\.Name\((.*?)\)(?: |\)| in )", str(error))
             if unknown is None:
-                raise ArgumentError(f"row_filter: {_first_line(error)}: {_short(self.expression)}") from None
+                raise ArgumentError(f"row_filter: {first_line(error)}: {_short(self.expression)}") from None
             self._refuse_unknown(unknown[1], error)
         except (pa.ArrowException, TypeError, NotImplementedError) as error:
             raise ArgumentError(
-                f"row_filter: {_first_line(error)}: {_short(self.expression)}; convert one side, as with "
+                f"row_filter: {first_line(error)}: {_short(self.expression)}; convert one side, as with "
                 "pyarrow.compute.field('x').cast('float64')"
             ) from None
         if not pa.types.is_boolean(found.type):
@@ -149,27 +152,41 @@ class RowFilter:
             )
 
     def _refuse_unknown(self, name: str, error: Exception) -> None:
+        if name in self._twice:
+            raise ArgumentError(
+                f"row_filter: expected one column {name!r}, got {self._twice[name]}: {_short(self.expression)}"
+            ) from None
         if name in self._schema.names:  # but not such a field in it
             raise ArgumentError(
-                f"row_filter: {_first_line(error).split(' in ')[0]}: {_short(self.expression)}"
+                f"row_filter: {first_line(error).split(' in ')[0]}: {_short(self.expression)}"
             ) from None
-        near = difflib.get_close_matches(name, self._schema.names, n=3) or self._schema.names[:5]
-        raise ArgumentError(
-            f"row_filter: no column named {name!r}; the nearest are {', '.join(map(repr, near))}"
-        ) from None
+        steps = name.split(".")
+        if len(steps) > 1 and _binds(pc.field(*steps).is_valid(), self._schema, self._schema.names):
+            field = f"pyarrow.compute.field({', '.join(map(repr, steps))})"
+            raise ArgumentError(f"row_filter: no column {name!r}: give {field} for the field of a struct") from None
+        names = self._schema.names
+        raise ArgumentError(f"row_filter: no column {name!r}{nearest(name, names, names)}") from None
 
 
 def vocabulary(batches: Iterable[pa.Array]) -> tuple[Any, ...]:
     """The distinct values of a column, sorted, without null: what `codes` are the numbers of.
+
+    Raises:
+        ColumnRefused: Text that isn't UTF-8.
 
     >>> vocabulary([pa.array(["b", None, "a"]), pa.array(["b"])])
     ('a', 'b')
     """
     found: set[Any] = set()
     for batch in batches:
-        values = batch.unique()
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        stored = batch
+        while isinstance(stored.type, pa.BaseExtensionType):
+            stored = stored.storage
+        values = unwrapped(stored.unique())
+        try:
+            values.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ColumnRefused(f"holds what its type {values.type} doesn't allow: {error}") from None
         found.update(values.to_pylist())
     found.discard(None)
     return tuple(sorted(found))
@@ -197,7 +214,7 @@ def _binds(expression: pc.Expression, schema: pa.Schema, names: Iterable[str]) -
 
 
 def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _evaluate(expression: pc.Expression, batch: pa.RecordBatch) -> pa.Array:
@@ -205,10 +222,6 @@ def _evaluate(expression: pc.Expression, batch: pa.RecordBatch) -> pa.Array:
         [batch], schema=batch.schema, columns={"mask": expression}, use_threads=False, batch_size=max(1, len(batch))
     )
     return scanner.to_table().column(0).combine_chunks()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _text(expression: pc.Expression) -> str:

@@ -79,7 +79,7 @@ class CodesColumn(ParquetColumn):
         if unknown is not None and missing is not None:
             unknown &= ~missing
         if unknown is not None and unknown.any():
-            example = array[int(unknown.argmax())].as_py()
+            example = _shown(array.slice(int(unknown.argmax()), 1))
             raise ColumnRefused(
                 f"holds {counted(int(unknown.sum()), 'value')} without a place in codes, such as {example!r}: "
                 f"add them to codes={{{self.name!r}: (...)}}"
@@ -132,6 +132,14 @@ def flat_numbers(
     if below is not None:
         absent[~missing] = below.reshape(len(present), width)
     return spread.ravel(), absent.ravel()
+
+
+def _shown(array: pa.Array) -> object:
+    """The one value of an array, as bytes where it should be text but isn't."""
+    try:
+        return array[0].as_py()
+    except UnicodeDecodeError:
+        return unwrapped(array).cast(pa.large_binary())[0].as_py()
 
 
 def null_text(name: str, rows: int, values: int) -> str:

@@ -156,10 +156,10 @@ def parse(place: ParquetPlace, raw: bytes) -> Footer:
     """
     alone = b"".join([_MAGIC, raw, len(raw).to_bytes(4, "little"), _MAGIC])
     try:
-        file = pq.ParquetFile(pa.BufferReader(alone))
+        file = pq.ParquetFile(pa.BufferReader(alone), coerce_int96_timestamp_unit="us")
         metadata, schema = file.metadata, file.schema_arrow
     except Exception as error:  # noqa: BLE001 (hostile bytes raise whatever they like)
-        _refuse(place, f"its footer of {len(raw)} bytes is corrupt ({_first_line(error)})")
+        _refuse(place, f"its footer of {len(raw)} bytes is corrupt ({first_line(error)})")
     return Footer(metadata, schema, raw)
 
 
@@ -249,7 +249,8 @@ def _in_threads(work: Callable[[Given], Done], on: Sequence[Given]) -> Iterator[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, cut short."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

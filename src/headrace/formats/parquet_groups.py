@@ -18,6 +18,7 @@ from headrace.formats.parquet_thrift import Group, parse_groups
 # More than any file holds; sums of numbers below these don't overflow.
 _MOST_ROWS = 1 << 40
 _MOST_BYTES = 1 << 50
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
 _CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "LZO", "BROTLI", "LZ4", "ZSTD", "LZ4_RAW")
 
 
@@ -30,7 +31,7 @@ class GroupTable:
         group_number: int32 (groups,), its number within the file.
         group_rows: int64 (groups,), its rows.
         group_bytes: int64 (groups,), the bytes of all its columns before they were compressed.
-        chunks: int64 (3, groups, leaves): offset, bytes in the file, and bytes uncompressed of each column chunk.
+        chunks: int64 (3, groups, leaves): offset, bytes in the file, and bytes decoded of each column chunk.
         footer_length: int64 (files,), the bytes of each footer.
         footer_crc32: int64 (files,), of these.
     """
@@ -68,14 +69,15 @@ def table_of(place: ParquetPlace, footer: Footer, columns: Sequence[int]) -> Gro
     Raises:
         FormatError: The footer says what cannot be.
     """
+    schema, width = footer.metadata.schema, footer.metadata.num_columns
+    leaves = [schema.column(column) for column in columns]
+    sized = [column for column, leaf in zip(columns, leaves, strict=True) if leaf.physical_type == "BYTE_ARRAY"]
     try:
-        told = parse_groups(footer.raw, columns)
+        told = parse_groups(footer.raw, columns, sized=sized)
     except ValueError as error:
         raise FormatError(f"{place} is not a sound Parquet file: its footer is corrupt: {error}") from None
     if told.is_encrypted:
         refuse_encrypted(place)
-    schema, width = footer.metadata.schema, footer.metadata.num_columns
-    leaves = [schema.column(column) for column in columns]
     # pyarrow reads so many bytes more of files of writers that forgot the header of a dictionary
     padding = 100 if _forgets_headers(told.created_by) else 0
     numbers, rows, sizes = [], [], []
@@ -141,7 +143,7 @@ def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
 
 
 def _extent(place: ParquetPlace, number: int, group: Group, column: int, leaf: pq.ColumnSchema) -> tuple[int, int, int]:
-    """Where a column chunk lies: offset, bytes, and bytes uncompressed."""
+    """Where a column chunk lies: offset, bytes, and bytes when it is decoded, or what is known of these."""
     chunk = group.chunks[column]
     if chunk.file_path:
         _refuse(
@@ -163,7 +165,9 @@ def _extent(place: ParquetPlace, number: int, group: Group, column: int, leaf: p
     for claim in (start, chunk.compressed, chunk.uncompressed):
         if not 0 <= claim <= _MOST_BYTES:
             _refuse(place, number, f"column {leaf.path!r} claims {chunk.compressed} bytes at byte {start}")
-    return start, chunk.compressed, chunk.uncompressed
+    # dictionaries and run lengths take less than the values that they stand for
+    plain = max(chunk.uncompressed, chunk.unencoded, chunk.values * _WIDTHS.get(leaf.physical_type, 0))
+    return start, chunk.compressed, min(plain, _MOST_BYTES)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from headrace.formats.parquet_column import ColumnRefused, ParquetColumn, Validi
 from headrace.formats.parquet_fixed import CodesColumn, FixedColumn
 from headrace.formats.parquet_kept import DecodedColumn, ObjectColumn, RaggedColumn
 from headrace.formats.parquet_options import ColumnOptions, Leaf
-from headrace.formats.parquet_types import Nesting, is_bytes, is_text, nesting, varying_lengths
+from headrace.formats.parquet_types import Nesting, holds_nanoseconds, is_bytes, is_text, nesting, varying_lengths
 from headrace.formats.ragged import Pad
 from headrace.formats.source import Array, Column
 
@@ -116,10 +116,16 @@ def _ragged(leaf: Leaf, nest: Nesting, options: ColumnOptions) -> ParquetColumn:
 def _object(leaf: Leaf, nest: Nesting, options: ColumnOptions) -> ParquetColumn:
     name = leaf.name
     _refuse_options(leaf, options, "cast", "pad_to", "lists", "shape")
+    if holds_nanoseconds(leaf.kind):
+        raise ColumnRefused(
+            f"it comes as Python objects, which can't hold the nanoseconds of {leaf.kind}: leave it out of columns"
+        )
     text, octets = not nest.sizes and is_text(nest.leaf), not nest.sizes and is_bytes(nest.leaf)
     kind = unwrapped_type(leaf.kind)
-    if pa.types.is_fixed_size_binary(kind):
-        kind = pa.binary()
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind):
+        kind = pa.large_binary()
+    elif pa.types.is_string(kind):
+        kind = pa.large_string()
     is_list = bool(nest.sizes) or pa.types.is_map(kind)
     value: Any = options.fill.get(name, "" if text else b"" if octets else [] if is_list else None)
     filler = None
@@ -144,8 +150,9 @@ def _codes(leaf: Leaf, nest: Nesting, options: ColumnOptions) -> ParquetColumn:
     values = options.codes[leaf.name]
     _refuse_options(leaf, options, "cast", "pad_to", "lists", "shape")
     kind = nest.leaf
-    if nest.sizes or pa.types.is_nested(kind) or pa.types.is_floating(kind):
-        raise ColumnRefused(f"codes: expected a column of text, bytes or integers, got {leaf.kind}")
+    has_values = is_text(kind) or is_bytes(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if nest.sizes or not has_values:
+        raise ColumnRefused(f"codes: expected a column of text, bytes, integers or booleans, got {leaf.kind}")
     if isinstance(values, str | bytes):
         raise ColumnRefused(f"codes: expected a tuple of values, got {values!r}")
     vocabulary = None
@@ -190,7 +197,7 @@ def _dtype(leaf: Leaf, nest: Nesting, options: ColumnOptions) -> np.dtype[Any]:
     """What numbers become."""
     name, cast = leaf.name, options.cast.get(leaf.name)
     if cast is not None:
-        if cast not in _DTYPES:
+        if not isinstance(cast, str | np.dtype | type) or cast not in _DTYPES:
             raise ColumnRefused(f"cast: expected one of {', '.join(_DTYPES)}, got {cast!r}")
         return np.dtype(cast)
     if pa.types.is_decimal(nest.leaf):

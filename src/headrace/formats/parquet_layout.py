@@ -1,6 +1,5 @@
 """How the row groups of a table are cut into pieces, and which samples lie in each."""
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +18,8 @@ from headrace.formats.source import Ids
 _PIECE_BYTES = 16 << 20
 # Of the memory, so that a window and what is read ahead have several
 _LEAST_PIECES = 16
+# What text takes once it is decoded isn't known where dictionaries stand for it and the writer doesn't say.
+_MOST_ROWS_OF_TEXT = 1 << 15
 _COUNTING_THREADS = 8
 
 
@@ -27,7 +28,7 @@ def row_bytes(table: Table) -> Ids:
     fixed_bytes = sum(column.stored.sample_bytes for column in table.columns if column.stored is not None)
     others = replace(table, columns=[column for column in table.columns if column.stored is None], row_filter=None)
     rows = table.files.group_rows
-    other_bytes = table.files.chunks(others.paths).uncompressed.sum(axis=1) if others.paths else np.zeros_like(rows)
+    other_bytes = table.files.chunks(others.paths).decoded.sum(axis=1) if others.paths else np.zeros_like(rows)
     # 8 bytes for its place among the values of each
     return fixed_bytes + 8 * len(others.columns) + -(-other_bytes // rows)
 
@@ -40,7 +41,10 @@ def slices_of(table: Table, memory_bytes: int) -> Slices:
     files = table.files
     if table.row_filter is not None:
         return Slices.cut(files.group_rows, -(-files.group_bytes // files.group_rows), _PIECE_BYTES)
-    return Slices.cut(files.group_rows, row_bytes(table), max(1, min(_PIECE_BYTES, memory_bytes // _LEAST_PIECES)))
+    slice_bytes = max(1, min(_PIECE_BYTES, memory_bytes // _LEAST_PIECES))
+    has_others = any(column.stored is None for column in table.columns)
+    most_rows = _MOST_ROWS_OF_TEXT if has_others else 1 << 40
+    return Slices.cut(files.group_rows, row_bytes(table), slice_bytes, most_rows=most_rows)
 
 
 def pieces_of(table: Table, slices: Slices, kept_rows: Ids | None) -> Pieces:
@@ -62,8 +66,8 @@ def count_kept(table: Table, slices: Slices, memory_bytes: int) -> Ids:
     """
     kept_at = None
     if table.files.index is not None:
-        digest = hashlib.blake2b(str(table.row_filter).encode(), digest_size=8).hexdigest()
-        kept_at = table.files.index.with_suffix(f".{digest}.rows")
+        assert table.row_filter is not None
+        kept_at = table.files.index.with_suffix(f".{table.row_filter.identity}.rows")
         known = (load_arrays(kept_at) or {}).get("kept")
         if known is not None and known.shape == (slices.first_pieces[-1],) and _can_be(known, table, slices):
             return known

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from headrace.errors import FormatError
 from headrace.formats.parquet_footers import Footer, ParquetPlace
+from headrace.formats.parquet_types import is_bytes, is_text
 
 
 class Leaves:
@@ -29,7 +30,8 @@ class Leaves:
             FormatError: The file has two columns of one name, of which one is to be read, or a type that cannot be.
         """
         try:
-            footer.schema.empty_table().validate()
+            for field in footer.schema:
+                pa.nulls(0, field.type).validate()
         except pa.ArrowException as error:
             raise FormatError(f"{place} is not a sound Parquet file: its schema is corrupt ({error})") from None
         self._place, self._footer = place, footer
@@ -97,12 +99,14 @@ def _below(metadata: pq.FileMetaData, paths: Sequence[str]) -> dict[str, list[in
     below: dict[str, list[int]] = {path: [] for path in paths}
     schema = metadata.schema
     for leaf in range(metadata.num_columns):
-        name = schema.column(leaf).path
-        end = len(name)
+        path, name = schema.column(leaf).path, schema.column(leaf).name
+        if path in below:
+            below[path].append(leaf)
+        end = len(path) - len(name) - 1  # names may hold dots: a column "a.b" isn't below a column "a"
         while end > 0:
-            if (found := below.get(name[:end])) is not None:
+            if (found := below.get(path[:end])) is not None:
                 found.append(leaf)
-            end = name.rfind(".", 0, end)
+            end = path.rfind(".", 0, end)
     return below
 
 
@@ -120,9 +124,19 @@ def _arrow_schema(metadata: pq.FileMetaData) -> bytes | None:
     return found
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    return is_bytes(kind) and not pa.types.is_fixed_size_binary(kind)
+
+
 def _are_alike(one: Any, other: Any) -> bool:
     """Whether two types are the same but for the names of lists' fields, what may be null, and dictionaries' codes."""
-    if one is None or other is None or one.id != other.id:
+    if one is None or other is None:
+        return False
+    if pa.types.is_dictionary(one) != pa.types.is_dictionary(other):
+        one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))
+    if (is_text(one) and is_text(other)) or (_is_binary(one) and _is_binary(other)):
+        return True
+    if one.id != other.id:
         return False
     if pa.types.is_struct(one):
         fields = [(one.field(i), other.field(i)) for i in range(min(one.num_fields, other.num_fields))]

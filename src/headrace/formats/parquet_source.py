@@ -13,6 +13,8 @@ import numpy.typing as npt
 from headrace.errors import ArgumentError, SampleError
 from headrace.formats.column_files import PathLike
 from headrace.formats.decoding import PayloadError
+from headrace.formats.hive import listed_paths
+from headrace.formats.nearest import listed
 from headrace.formats.parquet_columns import ColumnOptions, ParquetColumn, plan_columns
 from headrace.formats.parquet_decoding import Slices
 from headrace.formats.parquet_files import open_parquet
@@ -20,19 +22,21 @@ from headrace.formats.parquet_filter import RowFilter
 from headrace.formats.parquet_layout import count_kept, pieces_of, slices_of
 from headrace.formats.parquet_memory import ParquetMemory, distinct_values
 from headrace.formats.parquet_table import Table
+from headrace.formats.parquet_types import without_views
 from headrace.formats.piece_reading import Pieces
 from headrace.formats.source import Array, Blocks, Column, Ids, ReadPart, Source, check_ids, check_out, fingerprint
+from headrace.formats.stored_memory import default_memory_bytes
 from headrace.formats.values import Values
-from headrace.storage import Store, available_bytes, shown
-from headrace.storage.local import mappable_bytes
+from headrace.storage import Store, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
 
 _MOST_MEMORY_BYTES = 8 << 30
-# Of the memory, the share that is announced ahead
-_AHEAD_SHARE = 4
+# Of the memory, the share that is announced ahead: windows of that size are known in time from their first sample to
+# their last, so that no piece goes too early
+_AHEAD_SHARE = 2
 
 
 class ParquetSource(Source):
@@ -80,15 +84,19 @@ class ParquetSource(Source):
         if isinstance(store, type) or not hasattr(store, "read_ranges"):
             raise ArgumentError(f"store: expected a Store, as headrace.Store(...) makes it, got {store!r}")
         options = ColumnOptions() if options is None else options
+        paths = listed_paths(paths)
         planned: list[ParquetColumn] = []
         filters: list[RowFilter] = []
 
         def paths_of(schema: "pa.Schema") -> list[str]:
+            schema = without_views(schema)
             planned[:] = plan_columns(schema, columns, options, where=_shown(paths))
             filters[:] = [] if row_filter is None else [RowFilter(row_filter, schema)]
             return [column.path for column in planned] + [path for used in filters for path in used.referenced]
 
         if index_dir is not None:
+            if not isinstance(index_dir, str | os.PathLike) or not isinstance(os.fspath(index_dir), str):
+                raise ArgumentError(f"index_dir: expected a folder's path, got {index_dir!r}")
             index_dir = Path(index_dir).expanduser()
         elif store.cache_dir is not None:
             index_dir = store.cache_dir / "indexes"
@@ -99,7 +107,7 @@ class ParquetSource(Source):
     def _attach(self, table: Table, options: ColumnOptions, counted: Ids | None, memory_bytes: int | None) -> None:
         self._table, self._options, self._counted = table, options, counted
         self._given_memory_bytes = memory_bytes
-        self._memory_bytes = _default_memory_bytes() if memory_bytes is None else memory_bytes
+        self._memory_bytes = default_memory_bytes(_MOST_MEMORY_BYTES) if memory_bytes is None else memory_bytes
         self.schema: dict[str, Column] = {column.name: self._measured(column) for column in table.columns}
         sample_bytes = sum(column.sample_bytes for column in self.schema.values())
         self.read_ahead_bytes = max(sample_bytes, self._memory_bytes // _AHEAD_SHARE)
@@ -133,7 +141,9 @@ class ParquetSource(Source):
         The same for copies of the files, on local disk or in a store.
         """
         own, row_filter = self._table.files.fingerprint(), self._table.row_filter
-        return own if row_filter is None else fingerprint([(own, str(row_filter)), tuple(self.blocks.lengths.tolist())])
+        if row_filter is None:
+            return own
+        return fingerprint([(own, row_filter.identity), tuple(self.blocks.lengths.tolist())])
 
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> Mapping[str, Values]:
         ids = check_ids(sample_ids, len(self))
@@ -207,12 +217,28 @@ class ParquetSource(Source):
         assert found is not None
         return found
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.describe(len(self) if self.is_counted else None)})"
+
+    def describe(self, rows: int | None) -> str:
+        """So many rows, the columns and the first file, as text; None for rows that were not counted yet."""
+        table = self._table
+        files = table.files.files
+        many = f"some of {len(table.files)} rows" if rows is None else f"{rows} rows"
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        return f"{many} of {listed([column.name for column in table.columns])} in {files[0]}{more}"
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its length is known without reading data."""
+        return self._table.row_filter is None or self._counted is not None
+
     def _measured(self, column: ParquetColumn) -> Column:
         """The column with the bytes of a sample, on average, where they differ."""
         files = self._table.files
         if column.column.is_fixed or column.path in files.partitions:
             return column.column
-        value_bytes = int(files.chunks([column.path]).uncompressed.sum())
+        value_bytes = int(files.chunks([column.path]).decoded.sum())
         return replace(column.column, mean_bytes=max(1, value_bytes // int(files.group_rows.sum())))
 
     @cached_property
@@ -254,7 +280,7 @@ class ParquetSource(Source):
         coded = {
             name: column
             for name in found
-            for column in plan_columns(table.files.schema, [name], _only(options, name), where="")
+            for column in plan_columns(without_views(table.files.schema), [name], _only(options, name), where="")
         }
         self._table = replace(table, columns=[coded.get(column.name, column) for column in table.columns])
         self._options = options
@@ -269,12 +295,6 @@ def _only(options: ColumnOptions, name: str) -> ColumnOptions:
     return ColumnOptions(**own)
 
 
-def _shown(paths: PathLike | Sequence[PathLike]) -> str:
-    """The paths as text."""
-    first = paths if isinstance(paths, str | os.PathLike) else next(iter(paths), "")
-    return shown(os.fspath(first)) if isinstance(first, str | os.PathLike) else repr(first)
-
-
-def _default_memory_bytes() -> int:
-    """8 GiB, or less where that is more than a quarter of what is free or may be used."""
-    return max(1, min(_MOST_MEMORY_BYTES, available_bytes() // 4, mappable_bytes()))
+def _shown(paths: Sequence[str]) -> str:
+    """The first of the paths as text."""
+    return shown(paths[0])

@@ -36,7 +36,12 @@ def group_cases(footer: Footer, numbers: Sequence[int], fields: Sequence[pa.Fiel
         fields: The top-level columns that matter; nothing is said of those whose types have no order of use here.
     """
     schema, width = footer.metadata.schema, footer.metadata.num_columns
-    leaves = {schema.column(i).path: (i, schema.column(i)) for i in range(width)}
+    # of a top-level column: a field "b" of a struct "a" has the same path as a column named "a.b"
+    leaves = {
+        schema.column(i).path: (i, schema.column(i))
+        for i in range(width)
+        if schema.column(i).name == schema.column(i).path
+    }
     chosen = [(field, *leaves[field.name]) for field in fields if field.name in leaves]
     chosen = [(field, i, leaf) for field, i, leaf in chosen if leaf.max_repetition_level == 0]
     told = parse_groups(footer.raw, [i for _, i, _ in chosen], with_statistics=True)

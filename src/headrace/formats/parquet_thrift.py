@@ -25,7 +25,8 @@ _CHUNK_NUMBERS = re.compile(rb"\x15(%b)\x16(%b)\x16(%b)\x16(%b)\x26(%b)(?:\x26(%
 class Chunk:
     """One column's chunk in a row group, as the footer has it; -1 where it says nothing.
 
-    Its statistics (`nulls`, and the smallest and largest value, perhaps cut short) are read where they are asked for.
+    Its statistics (`nulls`, and the smallest and largest value, perhaps cut short) and `unencoded` are read where they
+    are asked for.
     """
 
     file_path: bytes = b""
@@ -39,6 +40,7 @@ class Chunk:
     nulls: int = -1
     smallest: bytes | None = None
     largest: bytes | None = None
+    unencoded: int = -1  # bytes of all values
 
 
 @dataclass(slots=True)
@@ -69,18 +71,22 @@ class FooterGroups:
     is_encrypted: bool = False
 
 
-def parse_groups(raw: bytes, columns: Collection[int] | None = None, *, with_statistics: bool = False) -> FooterGroups:
+def parse_groups(
+    raw: bytes, columns: Collection[int] | None = None, *, with_statistics: bool = False, sized: Collection[int] = ()
+) -> FooterGroups:
     """Reads the row groups of a footer.
 
     Args:
         raw: The footer, without its length and magic.
         columns: The numbers of the leaf columns whose chunks are wanted; those of others are only told to be there.
         with_statistics: Whether to read statistics, too.
+        sized: Of which columns to read what their values take unencoded.
 
     Raises:
         ValueError: It is no footer.
     """
-    reader = _Reader(raw, None if columns is None else frozenset(columns), with_statistics=with_statistics)
+    wanted = None if columns is None else frozenset(columns)
+    reader = _Reader(raw, wanted, frozenset(sized), with_statistics=with_statistics)
     try:
         found = reader.footer()
     except (IndexError, RecursionError):
@@ -90,11 +96,13 @@ def parse_groups(raw: bytes, columns: Collection[int] | None = None, *, with_sta
 
 
 class _Reader(CompactReader):
-    __slots__ = ("wanted", "with_statistics")
+    __slots__ = ("sized", "wanted", "with_statistics")
 
-    def __init__(self, raw: bytes, wanted: frozenset[int] | None, *, with_statistics: bool) -> None:
+    def __init__(
+        self, raw: bytes, wanted: frozenset[int] | None, sized: frozenset[int], *, with_statistics: bool
+    ) -> None:
         super().__init__(raw)
-        self.wanted, self.with_statistics = wanted, with_statistics
+        self.wanted, self.sized, self.with_statistics = wanted, sized, with_statistics
 
     def footer(self) -> FooterGroups:
         found = FooterGroups()
@@ -127,7 +135,7 @@ class _Reader(CompactReader):
     def usual_chunk(self, number: int) -> Chunk | None:
         """A chunk of the usual form, in a third of the time; None, and nothing is read, where it has another."""
         is_wanted = self.wanted is None or number in self.wanted
-        if is_wanted and self.with_statistics:
+        if is_wanted and (self.with_statistics or number in self.sized):
             return None
         raw, start = self.raw, self.at
         head = _CHUNK_HEAD.match(raw, start)
@@ -175,6 +183,8 @@ class _Reader(CompactReader):
                 setattr(found, _CHUNK_FIELDS[name], self.integer())
             elif name == 12 and kind == STRUCT and self.with_statistics:
                 self.statistics(found)
+            elif name == 16 and kind == STRUCT:
+                self.size_statistics(found)
             else:
                 self.skip(kind)
 
@@ -186,6 +196,13 @@ class _Reader(CompactReader):
                 found.largest = self.binary()
             elif name == 6 and kind == BINARY:
                 found.smallest = self.binary()
+            else:
+                self.skip(kind)
+
+    def size_statistics(self, found: Chunk) -> None:
+        for name, kind in self.fields():
+            if name == 1 and kind in INTS:
+                found.unencoded = self.integer()
             else:
                 self.skip(kind)
 

@@ -100,7 +100,50 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def holds_nanoseconds(kind: pa.DataType) -> bool:
+    """Whether there are times in nanoseconds at any depth, which Python's own objects can't hold.
+
+    >>> holds_nanoseconds(pa.map_(pa.string(), pa.struct({"at": pa.timestamp("ns")})))
+    True
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds_nanoseconds(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return holds_nanoseconds(kind.value_type)
+    fields = (kind.field(i) for i in range(kind.num_fields))
+    return getattr(kind, "unit", None) == "ns" or any(holds_nanoseconds(field.type) for field in fields)
+
+
 def _has_varying_lists(kind: pa.DataType) -> bool:
     types = pa.types
     tests = (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
     return any(test(kind) for test in tests)
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain text and bytes for views of them, which Arrow's filters and gathers don't take.
+
+    >>> without_views(pa.schema({"x": pa.list_(pa.string_view())})).field("x").type
+    ListType(list<item: large_string>)
+    """
+    return pa.schema([_plain_field(field) for field in schema])
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_without_view(field.type))
+
+
+def _without_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    return pa.large_list(_plain_field(kind.value_field)) if pa.types.is_large_list(kind) else kind

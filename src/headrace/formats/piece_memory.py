@@ -7,23 +7,27 @@ been read, unless all pieces fit; the others go when room is needed, those first
 Guarantees:
     - Everything may be called from any number of threads. One lock guards the tables; it is never held while anything
       is decoded or gathered, or while anybody waits.
-    - A piece is pinned from when a thread finds or makes it until that thread has gathered from it; its memory is used
-      again only when nobody has it pinned.
-    - A thread decodes one group at a time, for which it has reserved memory, and waits for what others decode. It waits
-      for memory only with nothing pinned and nothing reserved, so those that it waits for go on.
+    - What a read holds (pieces that stay for its sake, room for those that it makes, the group that it decodes) is
+      noted with the read, and counts while that is alive: whatever interrupts it, nothing stays behind.
+    - A thread decodes one group at a time, for which it has reserved room, and waits for what others decode. It waits
+      for room only while it holds nothing, so those that it waits for go on.
     - One piece always has room, however large it is.
     - An error while decoding is raised to the thread that met it; others try themselves.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from headrace.formats.piece_reading import Mask, Pieces, Reading, counted
+from headrace.errors import FormatError
+from headrace.formats.piece_reading import Need, Pieces, Reading, counted
 from headrace.formats.room import Room
 from headrace.formats.source import Array, Column, Ids
 from headrace.storage import check_cancelled
@@ -50,36 +54,26 @@ class Content(Protocol):
 
 
 # Decodes pieces of a group, from the first to the last that are given, in this order, and perhaps some before them.
-Decode: TypeAlias = Callable[[int, int, int], Iterator[tuple[int, Content]]]
-
-
-class Need:
-    """Which pieces are in memory, and what was announced of each.
-
-    Attributes:
-        is_there: bool (pieces,).
-        due: int64 (pieces,), samples that were announced and not read yet.
-    """
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._groups = pieces.groups
-        self.is_there = np.zeros(len(pieces), np.bool_)
-        self.due: Ids = np.zeros(len(pieces), np.int64)
-
-    def has_due(self, group: int) -> bool:
-        """Whether samples of a group were announced that are not in memory."""
-        first, last = np.searchsorted(self._groups, [group, group + 1]).tolist()
-        return bool((~self.is_there[first:last] & (self.due[first:last] > 0)).any())
+Decode: TypeAlias = Callable[[int, int, int], Generator[tuple[int, Content], None, None]]
 
 
 @dataclass(slots=True)
 class _Held:
     """A piece in memory, or the room for it."""
 
-    first_row: int
     rows: int
     held_bytes: int
+    first_row: int = 0
     others: "Mapping[str, pa.Array]" = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Making:
+    """A group that a read decodes, and the room for its pieces that are not there yet."""
+
+    group: int
+    reading: "weakref.ref[Reading]"
+    room: dict[int, _Held]
 
 
 class PieceMemory:
@@ -95,7 +89,7 @@ class PieceMemory:
         name: Names the data, for what the user is told.
 
     Attributes:
-        keeps_all: Whether all pieces fit, so that each is decoded once.
+        keeps_all: Whether all pieces fit, as far as is known, so that each is decoded once.
     """
 
     def __init__(
@@ -124,14 +118,20 @@ class PieceMemory:
         self._first_rows: Ids = np.zeros(len(pieces), np.int64)
         need = Need(pieces) if need is None else need
         self._is_there, self._due = need.is_there, need.due
-        self._pins = np.zeros(len(pieces), np.int32)
-        self._held: dict[int, _Held] = {}  # those that are there; what was used longest ago comes first
-        self._held_bytes = 0  # of these, and of what room was reserved for
-        self._busy: set[int] = set()  # groups that some thread decodes
+        self._held: OrderedDict[int, _Held] = OrderedDict()  # those that are there; used longest ago comes first
+        self._held_bytes = 0  # of these
+        self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
+        self._making: list[_Making] = []
+        self._others_bytes = self._others_expected = 1  # of Arrow's columns: what they took, and were thought to take
         self._read_samples = self._decoded_samples = self._decoded_pieces = self._decoded_bytes = 0
-        self._advised = False
+        self._advised = self._was_announced = False
         self._lock = Lock()
         self._changed = Condition(self._lock)
+
+    @property
+    def decoded_samples(self) -> int:
+        """How many samples were decoded so far, those that were decoded again each time."""
+        return self._decoded_samples
 
     def counts(self) -> dict[str, int]:
         """What was read and decoded so far, and what is held."""
@@ -154,22 +154,14 @@ class PieceMemory:
             out: The arrays.
         """
         reading = Reading(self._pieces, sample_ids, self._arrays, out, self._others, pieces_of_them=pieces_of_them)
-        if self._pin_all(reading.pieces):
-            try:
-                reading.gather(None, self._first_rows, self._others_of(reading.pieces, None))
-            finally:
-                self._unpin(reading.pieces, reading.counts)
-            return reading.others()
-        left = np.ones(len(reading.pieces), np.bool_)
-        while left.any():
-            here = np.zeros(len(left), np.bool_)
-            try:
-                while self._bring(reading.pieces, left, here):
+        try:
+            while reading.left.any():
+                while self._bring(reading):
                     pass
-                reading.gather(here, self._first_rows, self._others_of(reading.pieces, here))
-            finally:
-                self._unpin(reading.pieces[here], reading.counts[here])
-            left &= ~here
+                reading.gather(self._first_rows, self._others_of(reading))
+                self._note_read(reading)
+        finally:
+            self._end(reading)
         return reading.others()
 
     def announce(self, sample_ids: Ids) -> list[int]:
@@ -181,6 +173,7 @@ class PieceMemory:
         located = self._pieces.locate(sample_ids)
         pieces, counts = self._pieces.run(sample_ids) if located is None else counted(located)
         with self._lock:
+            self._was_announced = True
             news = pieces[(self._due[pieces] == 0) & ~self._is_there[pieces]]
             self._due[pieces] += counts
         if located is not None and len(news) > 1:
@@ -191,163 +184,188 @@ class PieceMemory:
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""
         with self._lock:
+            self._was_announced = False
             due = np.flatnonzero(self._due)
             self._due[due] = 0
             self._let_go(due.tolist())
 
-    def _others_of(self, pieces: Ids, here: Mask | None) -> "list[Mapping[str, pa.Array]]":
+    def _others_of(self, reading: Reading) -> "list[Mapping[str, pa.Array]]":
         if not self._others:
             return []
-        mine = [True] * len(pieces) if here is None else here.tolist()
         with self._lock:
             return [
                 self._held[piece].others if is_here else {}
-                for piece, is_here in zip(pieces.tolist(), mine, strict=True)
+                for piece, is_here in zip(reading.pieces.tolist(), reading.here.tolist(), strict=True)
             ]
 
-    def _pin_all(self, pieces: Ids) -> bool:
-        """Pins the pieces where all of them are in memory; else does nothing and returns False."""
+    def _bring(self, reading: Reading) -> bool:
+        """Holds what is in memory, and decodes one group or waits for others; False where that is all for now."""
         with self._lock:
-            if not self._is_there[pieces].all():
-                return False
-            self._pins[pieces] += 1
-        return True
-
-    def _bring(self, pieces: Ids, left: Mask, here: Mask) -> bool:
-        """Pins what is in memory, and decodes one group or waits for others; False where that is all for now.
-
-        Args:
-            pieces: int64 (distinct,), ascending.
-            left: bool (distinct,), which of them are needed.
-            here: bool (distinct,), which of them are pinned: set for more of them.
-        """
-        with self._lock:
-            found = left & ~here & self._is_there[pieces]
-            here |= found
-            self._pins[pieces[found]] += 1
-            absent = pieces[left & ~here]
+            self._readings.add(reading)  # before anything is held
+            found = reading.left & ~reading.here & self._is_there[reading.pieces]
+            reading.here |= found
+            absent = reading.pieces[reading.left & ~reading.here]
             if len(absent) == 0:
                 return False
+            self._sweep()
             groups = self._pieces.groups[absent]
-            group = next((group for group in dict.fromkeys(groups.tolist()) if group not in self._busy), None)
-            reserved = {} if group is None else self._reserve(absent[groups == group].tolist())
-            if group is None or not reserved:
-                if group is not None and here.any():
-                    return False  # what is gathered now makes room
+            busy = {making.group for making in self._making}
+            group = next((group for group in dict.fromkeys(groups.tolist()) if group not in busy), None)
+            if group is not None:
+                making = _Making(group, weakref.ref(reading), {})
+                self._making.append(making)
+                for piece in absent[groups == group].tolist():
+                    if not self._reserve(making, piece, at_any_cost=True):
+                        break
+                if not making.room:
+                    self._making.remove(making)
+                    if reading.here.any():
+                        return False  # what is gathered now makes room
+                    group = None
+            if group is None:
                 self._changed.wait(_LOOK_SECONDS)
-            else:
-                self._busy.add(group)
-        if group is None or not reserved:
+        if group is None:
             check_cancelled()
         else:
-            for piece in self._make(group, reserved):
-                here[np.searchsorted(pieces, piece)] = True
+            self._make(making, reading)
         return True
 
-    def _make(self, group: int, reserved: dict[int, _Held]) -> Iterator[int]:
-        """Decodes the pieces that room is reserved for; gives each when it is there, and pinned."""
-        unused = dict(reserved)
+    def _make(self, making: _Making, reading: Reading) -> None:
+        """Decodes the pieces that room is reserved for."""
+        wanted = list(making.room)
+        pieces = self._decode(making.group, wanted[0], wanted[-1])
         try:
-            for piece, content in self._decode(group, min(reserved), max(reserved)):
-                held = reserved.get(piece) or self._reserve_in_passing(piece)
-                if held is not None:
-                    unused[piece] = held
-                    rows = slice(held.first_row, held.first_row + held.rows)
-                    content.write({name: array[rows] for name, array in self._arrays.items()})
-                    held.others = content.others()
-                    del unused[piece]
-                self._note_decoded(piece, held, pins=int(piece in reserved))
-                if piece in reserved:
-                    yield piece
-            assert not unused
+            for piece, content in pieces:
+                is_wanted = piece in making.room
+                if is_wanted or self._reserve_in_passing(making, piece):
+                    # what is refused of a piece that nobody asked for yet will be said to whoever asks
+                    with contextlib.nullcontext() if is_wanted else contextlib.suppress(FormatError):
+                        held = making.room[piece]
+                        rows = slice(held.first_row, held.first_row + held.rows)
+                        content.write({name: array[rows] for name, array in self._arrays.items()})
+                        held.others = content.others()
+                        self._publish(making, piece, reading if is_wanted else None)
+                self._note_decoded(piece)
+            assert not any(piece in making.room for piece in wanted)
         finally:
+            pieces.close()
             with self._lock:
-                self._busy.discard(group)
-                for held in unused.values():
-                    self._free(held)
+                self._give_up(making)
                 self._changed.notify_all()
 
-    def _note_decoded(self, piece: int, held: _Held | None, *, pins: int) -> None:
+    def _reserve_in_passing(self, making: _Making, piece: int) -> bool:
+        """Reserves room for a piece that had to be decoded on the way to another, if it will be needed."""
+        with self._lock:
+            is_needed = not self._is_there[piece] and (self.keeps_all or bool(self._due[piece] > 0))
+            return is_needed and self._reserve(making, piece, at_any_cost=False)
+
+    def _publish(self, making: _Making, piece: int, reading: Reading | None) -> None:
+        """A piece is in memory now, and stays there for a read, if one is given."""
+        with self._lock:
+            held = making.room[piece]
+            if self._others:
+                others_bytes = sum(array.nbytes for array in held.others.values())
+                self._others_bytes += others_bytes
+                self._others_expected += int(self._pieces.bytes[piece]) - held.rows * self._row_bytes
+                held.held_bytes = held.rows * self._row_bytes + others_bytes
+            self._held[piece] = making.room.pop(piece)
+            self._held_bytes += held.held_bytes
+            self._first_rows[piece] = held.first_row
+            self._is_there[piece] = True
+            if reading is not None:
+                reading.here[reading.pieces.searchsorted(piece)] = True
+            self._changed.notify_all()
+
+    def _note_decoded(self, piece: int) -> None:
         with self._lock:
             self._decoded_pieces += 1
             self._decoded_samples += int(self._pieces.starts[piece + 1] - self._pieces.starts[piece])
             self._decoded_bytes += int(self._pieces.bytes[piece])
-            if held is not None:
-                # what Arrow's columns take was an estimate
-                held_bytes = held.rows * self._row_bytes + sum(array.nbytes for array in held.others.values())
-                self._held_bytes += held_bytes - held.held_bytes
-                held.held_bytes = held_bytes
-                self._held[piece] = held
-                self._first_rows[piece] = held.first_row
-                self._is_there[piece] = True
-                self._pins[piece] += pins
-                self._changed.notify_all()
 
-    def _unpin(self, pieces: Ids, counts: Ids) -> None:
-        """Samples of pieces were gathered, so many of each."""
+    def _note_read(self, reading: Reading) -> None:
+        """Samples of the pieces that are here were gathered."""
         with self._lock:
-            self._pins[pieces] -= 1
+            here, reading.left = reading.here, reading.left & ~reading.here
+            pieces = reading.pieces if here.all() else reading.pieces[here]
+            counts = reading.counts if here.all() else reading.counts[here]
+            reading.here = np.zeros(len(here), np.bool_)
             due = self._due[pieces]
-            left = self._due[pieces] = np.maximum(due - counts, 0)
+            self._due[pieces] = np.maximum(due - counts, 0)
             self._read_samples += int(counts.sum())
             if not self.keeps_all:
                 for piece in pieces.tolist():
-                    self._held[piece] = self._held.pop(piece)
-                self._let_go(pieces[(due > 0) & (left == 0)].tolist())
+                    self._held.move_to_end(piece)
+                self._let_go(pieces[(due > 0) & (due <= counts)].tolist())
                 self._advise()
+
+    def _end(self, reading: Reading) -> None:
+        with self._lock:
+            self._readings.discard(reading)
+            self._sweep()
             self._changed.notify_all()
 
     # The lock is held in all of the following.
 
     def _let_go(self, pieces: list[int]) -> None:
         """Gives up pieces of which nothing is due any more, unless somebody is reading them."""
-        if not self.keeps_all:
+        if pieces and not self.keeps_all:
+            pinned = self._pinned()
             for piece in pieces:
-                if piece in self._held and self._pins[piece] == 0:
+                if piece in self._held and piece not in pinned:
                     self._drop(piece)
 
-    def _reserve(self, pieces: list[int]) -> dict[int, _Held]:
-        """Room for as many of the pieces as may be, the first ones."""
-        reserved: dict[int, _Held] = {}
-        for piece in pieces:
-            held = self._reserved(piece, at_any_cost=True)
-            if held is None:
-                break
-            reserved[piece] = held
-        return reserved
+    def _pinned(self) -> set[int]:
+        """The pieces that reads hold."""
+        return {piece for reading in self._readings for piece in reading.pieces[reading.here].tolist()}
 
-    def _reserve_in_passing(self, piece: int) -> _Held | None:
-        """Room for a piece that had to be decoded on the way to another, if it will be needed; takes the lock."""
-        with self._lock:
-            if self._is_there[piece] or not (self.keeps_all or self._due[piece] > 0):
-                return None
-            return self._reserved(piece, at_any_cost=False)
-
-    def _reserved(self, piece: int, *, at_any_cost: bool) -> _Held | None:
-        """Room for a piece, in place of others that are not due, or that are, if it must be."""
+    def _reserve(self, making: _Making, piece: int, *, at_any_cost: bool) -> bool:
+        """Reserves room for a piece, in place of others that are not due, or that are, if it must be."""
         rows = int(self._pieces.starts[piece + 1] - self._pieces.starts[piece])
-        held_bytes = int(self._pieces.bytes[piece])
+        fixed_bytes = rows * self._row_bytes
+        others_bytes = (int(self._pieces.bytes[piece]) - fixed_bytes) * self._others_bytes // self._others_expected
+        held = _Held(rows, fixed_bytes + max(0, others_bytes))
+        pinned: set[int] | None = None
         while True:
-            if self._held_bytes + held_bytes <= self._memory_bytes or self._held_bytes == 0:
-                first_row = self._room.take(rows) if self._row_bytes else 0
+            held_bytes = self._held_bytes + sum(
+                room.held_bytes for other in self._making for room in other.room.values()
+            )
+            if held_bytes + held.held_bytes <= self._memory_bytes or held_bytes == 0:
+                first_row = self._room.take(rows) if self._row_bytes and rows else 0
                 if first_row is not None:
-                    self._held_bytes += held_bytes
-                    return _Held(first_row, rows, held_bytes)
-            unread = (other for other in self._held if self._pins[other] == 0)
-            least = next((other for other in self._held if self._pins[other] == 0 and self._due[other] == 0), None)
-            least = next(unread, None) if least is None and at_any_cost else least
-            if least is None:
-                return None
-            self._drop(least)
+                    held.first_row = first_row
+                    making.room[piece] = held
+                    return True
+            self.keeps_all = False  # more was needed than was thought
+            pinned = self._pinned() if pinned is None else pinned
+            idle = [other for other in self._held if other not in pinned]
+            victim = next((other for other in idle if self._due[other] == 0), idle[0] if idle and at_any_cost else None)
+            if victim is None:
+                return False
+            self._drop(victim)
 
     def _drop(self, piece: int) -> None:
         self._is_there[piece] = False
-        self._free(self._held.pop(piece))
+        held = self._held.pop(piece)
+        self._held_bytes -= held.held_bytes
+        self._free(held)
 
     def _free(self, held: _Held) -> None:
-        self._held_bytes -= held.held_bytes
-        if self._row_bytes:
+        if self._row_bytes and held.rows:
             self._room.give_back(held.first_row, held.rows)
+
+    def _give_up(self, making: _Making) -> None:
+        """A group is no longer being decoded; room that it didn't need is free again."""
+        if making in self._making:
+            self._making.remove(making)
+            while making.room:
+                self._free(making.room.popitem()[1])
+
+    def _sweep(self) -> None:
+        """Frees what reads have left behind that ended in the middle of something."""
+        for making in list(self._making):
+            reading = making.reading()
+            if reading is None or reading not in self._readings:
+                self._give_up(making)
 
     def _advise(self) -> None:
         """Says, once, that nearly everything is decoded again and again."""
@@ -358,12 +376,19 @@ class PieceMemory:
         ):
             return
         self._advised = True
+        window = max(1, self._memory_bytes * int(self._pieces.starts[-1]) // max(1, self._total_bytes) // 2)
         _log.warning(
-            "%s: for each sample that was read, %d were decoded: the decoded columns take %d MB, and there is memory "
-            'for %d MB; shuffle them by shuffle="window", in headrace.DataLoader or to_iterable_dataset(), with a '
-            "shuffle_window= that fits, or give the dataset fewer columns or a larger memory_bytes=",
+            "%s: for each sample that was read, %d were decoded: the decoded columns take %s, and there is memory "
+            "for %s; %s, or give the dataset fewer columns or a larger memory_bytes=",
             self._name,
             self._decoded_samples // max(1, self._read_samples),
-            self._total_bytes // 10**6,
-            self._memory_bytes // 10**6,
+            _megabytes(self._total_bytes),
+            _megabytes(self._memory_bytes),
+            f"give the loader a smaller shuffle_window= (about {window} samples)"
+            if self._was_announced
+            else 'shuffle them by shuffle="window", in headrace.DataLoader or to_iterable_dataset()',
         )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count < 10**8 else f"{count // 10**6:,} MB"

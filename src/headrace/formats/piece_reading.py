@@ -55,6 +55,25 @@ class Pieces:
         return pieces[counts > 0], counts[counts > 0]
 
 
+class Need:
+    """Which pieces are in memory, and what was announced of each.
+
+    Attributes:
+        is_there: bool (pieces,).
+        due: int64 (pieces,), samples that were announced and not read yet.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._groups = pieces.groups
+        self.is_there = np.zeros(len(pieces), np.bool_)
+        self.due: Ids = np.zeros(len(pieces), np.int64)
+
+    def has_due(self, group: int) -> bool:
+        """Whether samples of a group were announced that are not in memory."""
+        first, last = np.searchsorted(self._groups, [group, group + 1]).tolist()
+        return bool((~self.is_there[first:last] & (self.due[first:last] > 0)).any())
+
+
 def counted(pieces: Ids) -> tuple[Ids, Ids]:
     """The distinct ones of some pieces, int64 (n,), ascending, and how often each occurs.
 
@@ -84,6 +103,8 @@ class Reading:
     Attributes:
         pieces: int64 (distinct,), ascending: the pieces that it needs.
         counts: int64 (distinct,), how many of the samples lie in each.
+        here: bool (distinct,), which of them stay in memory for its sake.
+        left: bool (distinct,), which of them are yet to be gathered from.
     """
 
     def __init__(
@@ -107,19 +128,20 @@ class Reading:
             self.pieces, self.counts = pieces.run(sample_ids)
         else:
             self.pieces, self.counts = counted(pieces_of_them)
+        self.here = np.zeros(len(self.pieces), np.bool_)
+        self.left = np.ones(len(self.pieces), np.bool_)
 
-    def gather(self, here: Mask | None, first_rows: Ids, others: "Sequence[Mapping[str, pa.Array]]") -> None:
-        """Gathers what lies in some of the pieces, each of them once.
+    def gather(self, first_rows: Ids, others: "Sequence[Mapping[str, pa.Array]]") -> None:
+        """Gathers what lies in the pieces that are here, each of them once.
 
         Args:
-            here: bool (distinct,), which; None for all.
             first_rows: int64 (all pieces,), the row of the arrays with which each of these pieces begins.
-            others: For each of the distinct pieces its Arrow columns, where it is one of these.
+            others: For each of the distinct pieces its Arrow columns, where it is here.
         """
         if self._piece_of is None:
-            self._copy_runs(here, first_rows)
+            self._copy_runs(first_rows)
         elif self._arrays:
-            places = None if here is None else self._places_in(here)
+            places = None if self.here.all() else self._places_here()
             pieces = self._piece_of if places is None else self._piece_of[places]
             rows = first_rows[pieces]
             rows -= self._starts[pieces]
@@ -130,12 +152,12 @@ class Reading:
                 else:
                     self._out[name][places] = array.take(rows, 0, None, "clip")
         if self._parts:
-            self._take_others(here, others)
+            self._take_others(others)
 
-    def _places_in(self, here: Mask) -> Ids:
-        """The places of the samples that lie in some of the pieces."""
+    def _places_here(self) -> Ids:
+        """The places of the samples that lie in pieces that are here."""
         assert self._piece_of is not None
-        return np.flatnonzero(here[self.pieces.searchsorted(self._piece_of)])
+        return np.flatnonzero(self.here[self.pieces.searchsorted(self._piece_of)])
 
     def others(self) -> "dict[str, pa.Array]":
         """The Arrow columns, once all pieces were gathered: in memory of their own."""
@@ -154,19 +176,19 @@ class Reading:
             joined[name] = whole if back is None else whole.take(pa.array(back))
         return joined
 
-    def _copy_runs(self, here: Mask | None, first_rows: Ids) -> None:
+    def _copy_runs(self, first_rows: Ids) -> None:
         stop = 0
-        for i, (piece, count) in enumerate(zip(self.pieces.tolist(), self.counts.tolist(), strict=True)):
+        for piece, count, is_here in zip(self.pieces.tolist(), self.counts.tolist(), self.here.tolist(), strict=True):
             start, stop = stop, stop + count
-            if here is None or here[i]:
+            if is_here:
                 first = int(first_rows[piece] - self._starts[piece] + self._ids[start])
                 for name, array in self._arrays.items():
                     self._out[name][start:stop] = array[first : first + count]
 
-    def _take_others(self, here: Mask | None, others: "Sequence[Mapping[str, pa.Array]]") -> None:
+    def _take_others(self, others: "Sequence[Mapping[str, pa.Array]]") -> None:
         import pyarrow as pa
 
-        for i in range(len(self.pieces)) if here is None else np.flatnonzero(here).tolist():
+        for i in np.flatnonzero(self.here).tolist():
             places = self._sorted[self._bounds[i] : self._bounds[i + 1]]
             rows = pa.array(self._ids[places] - self._starts[self.pieces[i]])
             self._places.append(places)

@@ -207,8 +207,9 @@ class Pad:
     truncate: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.length, bool) or not isinstance(self.length, int | np.integer) or self.length < 1:
-            raise ArgumentError(f"Pad: expected a length of 1 or more, got {self.length!r}")
+        is_whole = isinstance(self.length, int | np.integer) and not isinstance(self.length, bool)
+        if not is_whole or not 1 <= self.length < 1 << 31:
+            raise ArgumentError(f"Pad: expected a length of 1 to 2147483647, got {self.length!r}")
         if not isinstance(self.value, int | float | np.number | np.bool_):
             raise ArgumentError(f"Pad: expected a number as value, got {self.value!r}")
         if not isinstance(self.truncate, bool):

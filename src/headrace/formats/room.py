@@ -18,7 +18,8 @@ class Room:
         self._starts, self._ends = ([0], [rows]) if rows else ([], [])
 
     def take(self, rows: int) -> int | None:
-        """The first of so many free rows that lie together; None where there are none such."""
+        """The first of so many free rows, 1 or more, that lie together; None where there are none such."""
+        assert rows > 0
         for i, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
             if end - start >= rows:
                 if end - start == rows:
@@ -30,6 +31,7 @@ class Room:
 
     def give_back(self, start: int, rows: int) -> None:
         """Makes rows free again that `take` gave."""
+        assert rows > 0
         end = start + rows
         i = bisect_left(self._starts, start)
         joins_left = i > 0 and self._ends[i - 1] == start

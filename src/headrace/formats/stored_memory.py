@@ -7,7 +7,6 @@ from headrace.formats.stored_column import StoredColumn
 from headrace.storage import Store, available_bytes
 from headrace.storage.local import mappable_bytes
 
-_MOST_MEMORY_BYTES = 2 << 30
 _LARGE_BLOCK_BYTES = 4 << 20
 # A request for fewer bytes takes as long, and such blocks take 2 % of the memory of those of 4 MiB.
 _SMALL_BLOCK_BYTES = 64 << 10
@@ -20,9 +19,9 @@ _LEAST_SLOTS = 2
 _MOST_WASTE = 2
 
 
-def default_memory_bytes() -> int:
-    """2 GiB, or less where that is more than a quarter of what is free or may be used."""
-    return max(1, min(_MOST_MEMORY_BYTES, available_bytes() // 4, mappable_bytes()))
+def default_memory_bytes(most_bytes: int) -> int:
+    """So many bytes, or less where that is more than a quarter of what is free or may be used."""
+    return max(1, min(most_bytes, available_bytes() // 4, mappable_bytes()))
 
 
 def store_columns(

@@ -235,7 +235,20 @@ class BatchReader:
             return (self._code.collate_fn or default_collate)(samples), kept
         except Exception as error:
             error.add_note(f"while collating {_listed(ids[kept])}")
+            if self._code.collate_fn is None and (name := self._uneven(samples)) is not None:
+                error.add_note(f"column {name!r} has rows of different lengths: give pad_to= or a collate_fn")
             raise
+
+    def _uneven(self, samples: list[Any]) -> str | None:
+        """The first ragged column whose rows differ in length, as the samples hold them after the transform."""
+        if self._form is None:
+            return None
+        for place, (name, column) in enumerate(self._form.schema.items()):
+            key = place if self._form.as_tuple else name
+            with contextlib.suppress(TypeError, LookupError):  # the transform made something else of it
+                if column.ragged and len({len(sample[key]) for sample in samples}) > 1:
+                    return name
+        return None
 
 
 def _objects(columns: Mapping[str, Values]) -> list[Any]:

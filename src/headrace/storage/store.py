@@ -72,6 +72,9 @@ class Store:
             ArgumentError: A number makes no sense, or the cache is smaller than a block of 8 MiB.
             StorageError: The cache folder can't be used.
         """
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            got = type(storage_options).__name__  # not its value, which may be a secret
+            raise ArgumentError(f"storage_options: expected a dict of options by name, got {got}")
         for name, number in (("max_requests", max_requests), ("max_request_bytes", max_request_bytes)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ArgumentError(f"{name}: expected a whole number, 1 or more, got {number!r}")

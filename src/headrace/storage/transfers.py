@@ -107,10 +107,12 @@ class Transfer:
             if first_error:
                 self._error = error
                 self._done.set()
-            if self._unreleased == 0:
-                self._released.set()
         if first_error:
             self.cancel()
+        if self._unreleased == 0:
+            # They refer to this transfer: the memory shall go with the last reference, not when garbage is collected.
+            self.parts = []
+            self._released.set()
 
 
 class Work(ABC):

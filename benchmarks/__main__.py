@@ -82,6 +82,11 @@ def _measure(files: Files, options: Options) -> bench.Sweep:
 def _show(files: Files, options: Options, measured: bench.Sweep, scores: Scores | None) -> None:
     notes = {} if scores is None else {"Digits": scores.describe()}
     notes["Conditions"] = _conditions(options)
+    if options.format == "parquet":
+        notes["Conditions"] += (
+            " ParquetDataset may keep half of the rows decoded, so every epoch decodes, and shuffles within windows. "
+            "Row by row, torch reads and shuffles a table in memory, decoded before."
+        )
     print(bench.report(measured, code=functools.partial(code, files, options.device), notes=notes))
     console = extra("rich.console").Console()
     if not console.is_terminal:

@@ -53,7 +53,19 @@ class Files:
 
     def dataset(self) -> MapDataset:
         """Headrace's dataset over them, samples as dicts of `x` and `y`."""
-        return hr.NumpyDataset(self.columns) if self.parquet is None else hr.ParquetDataset(str(self.parquet))
+        if self.parquet is None:
+            return hr.NumpyDataset(self.columns)
+        return hr.ParquetDataset(str(self.parquet), memory_bytes=self.memory_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a dataset over Parquet may keep: half of the decoded rows, so that every epoch decodes."""
+        return self.samples * (self.features * 4 + 8) // 2
+
+    @property
+    def window(self) -> int:
+        """The rows that are shuffled together where rows are decoded in every epoch: memory holds several windows."""
+        return max(1, min(65_536, self.samples // 8))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Both columns, memory-mapped, as plain arrays."""

@@ -63,20 +63,23 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
         return hr.DataLoader(
             files.dataset(),
             batch_size=setting.batch_size,
-            shuffle=True,
+            **_shuffled(files),
             seed=seed,
             num_workers=setting.num_workers,
             pin_memory=bool(setting.pin_memory),
             device=None if device.type == "cpu" else device,
         )
 
-    def torch_over(dataset: Callable[[], Dataset[Any]]) -> Factory:
+    def torch_over(make_dataset: Callable[[], Any]) -> Factory:
         def make(setting: Setting) -> DataLoader[Any]:
+            dataset = make_dataset()
+            order: dict[str, Any] = {"shuffle": True, "generator": torch.Generator().manual_seed(seed)}
+            if isinstance(dataset, hr.ParquetDataset):
+                order = {"sampler": hr.OrderSampler(dataset, setting.batch_size, seed=seed, **_shuffled(files))}
             return DataLoader(
-                dataset(),
+                dataset,
                 batch_size=setting.batch_size,
-                shuffle=True,
-                generator=torch.Generator().manual_seed(seed),
+                **order,
                 num_workers=setting.num_workers,
                 pin_memory=bool(setting.pin_memory),
             )
@@ -90,9 +93,19 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
     }
 
 
+def _shuffled(files: Files) -> dict[str, Any]:
+    """How headrace shuffles: all rows, or of Parquet, which is decoded in every epoch, those of a window."""
+    return {"shuffle": True} if files.parquet is None else {"shuffle": "window", "shuffle_window": files.window}
+
+
 def code(files: Files, device: torch.device, name: str, setting: Setting) -> str:
     """The line that makes this loader with this setting."""
-    options = f"batch_size={setting.batch_size}, shuffle=True"
+    windows = f'shuffle="window", shuffle_window={files.window}'
+    in_windows = files.parquet is not None and name != PER_ROW
+    shuffled = windows if in_windows else "shuffle=True"
+    if in_windows and name != HEADRACE:
+        shuffled = f"sampler=hr.OrderSampler(dataset, {setting.batch_size}, {windows})"
+    options = f"batch_size={setting.batch_size}, {shuffled}"
     if setting.num_workers:
         options += f", num_workers={setting.num_workers}"
     if setting.pin_memory:
@@ -101,6 +114,10 @@ def code(files: Files, device: torch.device, name: str, setting: Setting) -> str
         options += f', device="{device.type}"'
     loader = "hr.DataLoader" if name == HEADRACE else "torch.utils.data.DataLoader"
     columns = ", ".join(f'"{column}": "{path}"' for column, path in files.columns.items())
-    ours = f"hr.NumpyDataset({{{columns}}})" if files.parquet is None else f'hr.ParquetDataset("{files.parquet}")'
+    ours = f"hr.NumpyDataset({{{columns}}})"
+    if files.parquet is not None:
+        ours = f'hr.ParquetDataset("{files.parquet}", memory_bytes={files.memory_bytes})'
     dataset = "PerRowDataset(...)" if name == PER_ROW else ours
+    if in_windows and name != HEADRACE:
+        return f"dataset = {dataset}; loader = {loader}(dataset, {options})"
     return f"loader = {loader}({dataset}, {options})"

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,27 +10,30 @@ from collections.abc import Iterator, Sequence
 from benchmarks import parquet_promises
 from benchmarks.parquet_promises import BATCH_SIZE, SCATTERED_BATCH_SIZE, WINDOW, Parquet
 from benchmarks.peers.rival import RIVALS
+from benchmarks.plain_reader import DEFAULT_ROWS, TUNED_ROWS
 from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
 from headrace.bench.extras import extra
 from headrace.errors import HeadraceError
 
 TIMES_FASTER = {"huggingface": 50.0, "litdata": 10.0}
 LIMIT = "plain iter_batches, one thread"
+LIMITS = (("", DEFAULT_ROWS, LIMIT), ("tuned-", TUNED_ROWS, f"{LIMIT}, {TUNED_ROWS} rows a batch"))
 
 
 def targets() -> Iterator[Target[Parquet]]:
     """Every promise."""
-    for name, what, shuffled, floors in (
+    orders = (
         ("sequential", f"batches of {BATCH_SIZE} in file order", False, (0.85, 1.40)),
         ("window", f"the same, shuffle_window={WINDOW}", True, (0.75, 1.30)),
-    ):
+    )
+    for (prefix, rows, limit), (name, what, shuffled, floors) in itertools.product(LIMITS, orders):
         for num_workers, floor in zip((0, 2), floors, strict=True):
             yield Target(
-                f"{name}-w{num_workers}",
-                f"{what}, num_workers={num_workers} / {LIMIT}",
+                f"{prefix}{name}-w{num_workers}",
+                f"{what}, num_workers={num_workers} / {limit}",
                 floor,
                 "%",
-                functools.partial(parquet_promises.rates, num_workers=num_workers, shuffled=shuffled),
+                functools.partial(parquet_promises.rates, num_workers=num_workers, shuffled=shuffled, batch_rows=rows),
             )
     yield Target(
         "scattered",

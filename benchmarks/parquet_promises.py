@@ -89,11 +89,11 @@ class Parquet:
         return self._watched
 
 
-def rates(where: Parquet, *, num_workers: int, shuffled: bool) -> list[float]:
+def rates(where: Parquet, *, num_workers: int, shuffled: bool, batch_rows: int) -> list[float]:
     """The rate of batches of tensors over that of the plain reader, which converts nothing."""
     loader = where.loader(num_workers, shuffled=shuffled)
     ours = functools.partial(_epoch, where.rows, loader, _rows)
-    reader = PlainReader(where.paths(), COLUMNS)
+    reader = PlainReader(where.paths(), COLUMNS, batch_rows)
     plain = functools.partial(_epoch, where.rows, reader, len)
     plain()
     ours()

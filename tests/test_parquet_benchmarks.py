@@ -46,16 +46,11 @@ class TestData:
         assert abs(features.mean()) < 0.02
         assert 25 < np.mean([len(text) for text in table["text"].to_pylist()]) < 55
 
-    def test_row_groups_have_8192_rows_and_pages_their_checksum(self, tmp_path):
+    def test_row_groups_have_8192_rows_and_are_compressed(self, tmp_path):
         (path,) = make_parquet(tmp_path, 9000, files=1)
         metadata = pq.read_metadata(path)
         assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [8192, 808]
         assert metadata.row_group(0).column(1).compression == "ZSTD"
-        content = bytearray(path.read_bytes())
-        content[metadata.row_group(0).column(1).data_page_offset + 5000] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(OSError, match="CRC"):
-            pq.read_table(path, page_checksum_verification=True)
 
     def test_it_is_made_once_and_the_same_for_the_same_arguments(self, tmp_path):
         first, again = make_parquet(tmp_path / "a", 500, files=2), make_parquet(tmp_path / "b", 500, files=2)
@@ -99,7 +94,7 @@ class TestPromises:
         parquet.main([*size, "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
         printed = capsys.readouterr().out
         assert re.search(r"sequential-w0 .* >= 85% +\d+% +\d+%\.\.\d+% +(yes|no)", printed)
-        assert re.search(r"\d of 9 promises kept; medians of up to 2 alternating repetitions", printed)
+        assert re.search(r"\d+ of 13 promises kept; medians of up to 2 alternating repetitions", printed)
         lines = records(tmp_path / "out" / "parquet.jsonl")
         assert list(lines) == [target.name for target in parquet.targets() if not target.name.startswith("peer-")]
         assert len(lines["window-w2"]["values"]) == 2

@@ -23,7 +23,7 @@ ROW_BYTES = 16  # an int64 and two float32
 class Samples:
     """Groups of pieces that are decoded from the beginning of a group, or from where decoding stopped before."""
 
-    def __init__(self, lengths: list[list[int]], memory_rows: int, *, texts: bool = False) -> None:
+    def __init__(self, lengths: list[list[int]], memory_rows: int, *, texts: bool = False, helps: bool = False) -> None:
         flat = np.array([length for group in lengths for length in group], np.int64)
         groups = np.repeat(np.arange(len(lengths)), [len(group) for group in lengths])
         self.pieces = Pieces(np.concatenate(([0], np.cumsum(flat))), groups, flat * ROW_BYTES)
@@ -37,16 +37,25 @@ class Samples:
         self.need = Need(self.pieces)
         self.going = threading.Event()
         self.going.set()
+        self.held_groups = set(groups.tolist())
         self.begun = threading.Event()
         columns = {"id": Column(np.dtype(np.int64)), "pair": Column(np.dtype(np.float32), (2,))}
         others = ["text"] if texts else []
         self.memory = PieceMemory(
-            self.pieces, columns, others, memory_rows * ROW_BYTES, self._decode, need=self.need, name="samples"
+            self.pieces,
+            columns,
+            others,
+            memory_rows * ROW_BYTES,
+            self._decode,
+            need=self.need,
+            helps=helps,
+            name="samples",
         )
 
     def _decode(self, group, first, last):
         self.begun.set()
-        self.going.wait()
+        if group in self.held_groups:
+            self.going.wait()
         beginning = int(np.searchsorted(self.pieces.groups, group))
         start = self.stopped.pop(group, beginning)
         for piece in range(start if start <= first else beginning, last + 1):
@@ -113,7 +122,7 @@ def test_any_samples_are_read_right_whatever_the_memory(lengths, memory_rows, te
             samples.memory.announce(np.array(ids))
         samples.check(ids)
         samples.assert_idle()
-        held = samples.memory.counts()["held_bytes"]
+        held = samples.memory.as_dict()["held_bytes"]
         assert held <= max(memory_rows, *(max(group) for group in lengths)) * ROW_BYTES or texts
 
 
@@ -136,9 +145,9 @@ def test_announced_windows_are_decoded_once_and_leave_room_for_the_next():
             samples.memory.announce(windows[number + 1])
         for batch in window.reshape(5, 8):
             samples.check(batch)
-            assert samples.memory.counts()["held_pieces"] <= 4
+            assert samples.memory.as_dict()["held_pieces"] <= 4
     assert set(samples.decoded.values()) == {1}
-    assert samples.memory.counts() == {
+    assert samples.memory.as_dict() == {
         "read_samples": 400,
         "decoded_samples": 400,
         "decoded_pieces": 40,
@@ -184,7 +193,7 @@ def test_forgetting_what_was_announced_gives_its_memory_back():
     samples.check([3])
     samples.memory.forget_announced()
     assert not samples.need.has_due(3)
-    assert samples.memory.counts()["held_pieces"] == 0
+    assert samples.memory.as_dict()["held_pieces"] == 0
     samples.check([3, 35, 36])
 
 
@@ -244,7 +253,7 @@ def test_text_that_takes_more_than_was_thought_is_kept_within_the_budget():
     samples.texts_of = "x" * 100
     for start in range(0, 200, 5):
         samples.check(range(start, start + 5))
-        assert samples.memory.counts()["held_bytes"] <= 100 * ROW_BYTES + 10 * 130
+        assert samples.memory.as_dict()["held_bytes"] <= 100 * ROW_BYTES + 10 * 130
 
 
 def test_threads_decode_different_groups_and_each_once():
@@ -332,3 +341,42 @@ def test_room_is_never_given_twice_and_comes_back_whole(sizes, random):
     for start, rows in taken:
         room.give_back(start, rows)
     assert room.take(50) == 0
+
+
+def test_a_thread_that_would_wait_for_another_decodes_what_comes_next():
+    samples = Samples([[10]] * 4, 100, helps=True)
+    samples.memory.announce(np.arange(30))
+    samples.going.clear()
+    samples.held_groups = {0}
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(samples.check, [0])
+        assert samples.begun.wait(30)
+        second = pool.submit(samples.check, [1])
+        with samples.memory._changed:
+            assert samples.memory._changed.wait_for(samples.memory._is_there[1:3].all, 30)
+        assert not second.done()
+        samples.going.set()
+        first.result(30)
+        second.result(30)
+    samples.check(range(10, 30))
+    assert samples.decoded == {0: 1, 1: 1, 2: 1}
+    samples.assert_idle()
+
+
+def test_what_a_helping_thread_meets_is_said_to_whoever_needs_it():
+    samples = Samples([[10]] * 3, 100, helps=True)
+    samples.memory.announce(np.arange(30))
+    samples.going.clear()
+    samples.held_groups, samples.failing = {0}, {1}
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(samples.check, [0])
+        assert samples.begun.wait(30)
+        second = pool.submit(samples.check, [1])
+        with samples.memory._changed:
+            assert samples.memory._changed.wait_for(lambda: samples.memory._is_there[2], 30)
+        samples.going.set()
+        first.result(30)
+        second.result(30)
+    with pytest.raises(ValueError, match="piece 1"):
+        samples.check([15])
+    samples.assert_idle()

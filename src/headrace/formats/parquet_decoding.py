@@ -25,7 +25,7 @@ from headrace.formats.parquet_files import LocalPin
 from headrace.formats.parquet_reader import GroupFiles, GroupReader
 from headrace.formats.parquet_table import Table
 from headrace.formats.parquet_types import without_views
-from headrace.formats.piece_memory import Content
+from headrace.formats.piece_reading import Content
 from headrace.formats.source import Array, Ids
 
 # Of one group: more would only come of a footer that lies
@@ -93,6 +93,7 @@ class ParquetDecoder:
         self._readers: OrderedDict[int, GroupReader] = OrderedDict()
         self._damaged = {} if damaged is None else damaged
         self._refused: dict[int, str] = {}
+        self._schemas: tuple[pa.Schema, pa.Schema] | None = None  # of the files, and without views
         self._lock = Lock()
 
     def decode(self, group: int, first: int, last: int) -> Generator[tuple[int, Content], None, None]:
@@ -194,9 +195,11 @@ class ParquetDecoder:
         source = table.files.files[number]
         if isinstance(source, LocalPin):
             source.check()
-        plain = without_views(batch.schema)
-        if not plain.equals(batch.schema):
-            batch = batch.cast(plain)
+        schemas = self._schemas
+        if schemas is None or not schemas[0].equals(batch.schema):
+            schemas = self._schemas = batch.schema, without_views(batch.schema)
+        if not schemas[1].equals(schemas[0]):
+            batch = batch.cast(schemas[1])
         for name, values in table.files.partitions.items():
             batch = batch.append_column(pa.field(name, values.type), pa.repeat(values[number], len(batch)))
         if table.row_filter is not None:
@@ -210,16 +213,15 @@ class ParquetDecoder:
     @contextlib.contextmanager
     def _telling(self, group: int) -> Iterator[None]:
         """Says what is wrong with a group, and where."""
-        where = self._table.where(group)
         try:
             yield
         except (HeadraceError, MemoryError):
             raise
         except OverflowError as error:
-            raise FormatError(f"{where}: {error}") from None
+            raise FormatError(f"{self._table.where(group)}: {error}") from None
         except Exception as error:  # whatever Arrow makes of damaged bytes
             if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the file's
-                raise StorageError(f"{where}: cannot be read: {error}") from error
+                raise StorageError(f"{self._table.where(group)}: cannot be read: {error}") from error
             raise FormatError(self._why(group, error)) from error
 
     def _why(self, group: int, error: Exception) -> str:

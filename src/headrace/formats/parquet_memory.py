@@ -54,6 +54,7 @@ class ParquetMemory:
             memory_bytes - fetched_bytes,
             self._decoder.decode,
             need=need,
+            helps=not table.is_stored,
             name=str(table.files.files[0]),
         )
 
@@ -85,14 +86,14 @@ class ParquetMemory:
             self._ahead.announce(groups)
             return
         self._to_advise.extend(groups)
-        while self._to_advise and self._advised_samples - self.pieces.decoded_samples < self._advised_ahead:
+        while self._to_advise and self._advised_samples - self.pieces.counts.decoded_samples < self._advised_ahead:
             self._advise(self._to_advise.popleft())
 
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""
         self.pieces.forget_announced()
         self._to_advise.clear()
-        self._advised_samples = self.pieces.decoded_samples
+        self._advised_samples = self.pieces.counts.decoded_samples
         self._decoder.forget()
         if self._ahead is not None:
             self._ahead.forget()

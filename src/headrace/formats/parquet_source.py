@@ -201,7 +201,7 @@ class ParquetSource(Source):
 
     def counts(self) -> dict[str, int]:
         """What this process has read and decoded, and what it holds in memory, by name."""
-        return self._memory().pieces.counts()
+        return self._memory().pieces.as_dict()
 
     def categories(self, name: str) -> tuple[object, ...]:
         """What the codes of a column stand for: code i for the i-th.

@@ -16,18 +16,18 @@ Guarantees:
 """
 
 import contextlib
-import logging
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headrace.errors import FormatError
-from headrace.formats.piece_reading import Need, Pieces, Reading, counted
+from headrace.formats.piece_counts import PieceCounts
+from headrace.formats.piece_reading import Decode, Need, Pieces, Reading, counted
 from headrace.formats.room import Room
 from headrace.formats.source import Array, Column, Ids
 from headrace.storage import check_cancelled
@@ -35,26 +35,8 @@ from headrace.storage import check_cancelled
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_log = logging.getLogger("headrace")
-
 # How often a wait for other threads looks whether it is still wanted
 _LOOK_SECONDS = 0.1
-# Samples decoded for each one that is read: where there are more, decoding is what takes the time
-_THRASHING = 4
-
-
-class Content(Protocol):
-    """A piece as it was decoded."""
-
-    def write(self, out: Mapping[str, Array]) -> None:
-        """Fills arrays (samples, *shape), one for each fixed column."""
-
-    def others(self) -> "Mapping[str, pa.Array]":
-        """The other columns, in memory of their own."""
-
-
-# Decodes pieces of a group, from the first to the last that are given, in this order, and perhaps some before them.
-Decode: TypeAlias = Callable[[int, int, int], Generator[tuple[int, Content], None, None]]
 
 
 @dataclass(slots=True)
@@ -86,10 +68,13 @@ class PieceMemory:
         memory_bytes: The most that pieces take together.
         decode: Makes pieces.
         need: Where it notes what is there, for others to look at.
+        helps: Whether a thread decodes what is announced where it would wait for another thread: right where decoding
+            waits for nothing.
         name: Names the data, for what the user is told.
 
     Attributes:
         keeps_all: Whether all pieces fit, as far as is known, so that each is decoded once.
+        counts: What was read and decoded.
     """
 
     def __init__(
@@ -101,12 +86,14 @@ class PieceMemory:
         decode: Decode,
         *,
         need: Need | None = None,
+        helps: bool = False,
         name: str = "",
     ) -> None:
         self._pieces, self._others, self._memory_bytes = pieces, others, memory_bytes
-        self._decode, self._name = decode, name
-        self._total_bytes = int(pieces.bytes.sum())
-        self.keeps_all = self._total_bytes <= memory_bytes
+        self._decode = decode
+        total_bytes = int(pieces.bytes.sum())
+        self.keeps_all = total_bytes <= memory_bytes
+        self.counts = PieceCounts(name, int(pieces.starts[-1]), total_bytes, memory_bytes)
         self._row_bytes = sum(column.sample_bytes for column in columns.values())
         rows = int(pieces.starts[-1])
         if self._row_bytes:
@@ -122,28 +109,17 @@ class PieceMemory:
         self._held_bytes = 0  # of these
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         self._making: list[_Making] = []
+        self._helps = helps
+        self._coming: deque[int] = deque()  # groups that were announced, for whoever helps
         self._others_bytes = self._others_expected = 1  # of Arrow's columns: what they took, and were thought to take
-        self._read_samples = self._decoded_samples = self._decoded_pieces = self._decoded_bytes = 0
-        self._advised = self._was_announced = False
+        self._was_announced = False
         self._lock = Lock()
         self._changed = Condition(self._lock)
 
-    @property
-    def decoded_samples(self) -> int:
-        """How many samples were decoded so far, those that were decoded again each time."""
-        return self._decoded_samples
-
-    def counts(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int]:
         """What was read and decoded so far, and what is held."""
         with self._lock:
-            return {
-                "read_samples": self._read_samples,
-                "decoded_samples": self._decoded_samples,
-                "decoded_pieces": self._decoded_pieces,
-                "decoded_bytes": self._decoded_bytes,
-                "held_pieces": len(self._held),
-                "held_bytes": self._held_bytes,
-            }
+            return {**self.counts.as_dict(), "held_pieces": len(self._held), "held_bytes": self._held_bytes}
 
     def read(self, sample_ids: Ids, pieces_of_them: Ids | None, out: Mapping[str, Array]) -> "dict[str, pa.Array]":
         """Gathers samples: the fixed columns into `out`, arrays (samples, *shape); the others are returned.
@@ -155,14 +131,25 @@ class PieceMemory:
         """
         reading = Reading(self._pieces, sample_ids, self._arrays, out, self._others, pieces_of_them=pieces_of_them)
         try:
-            while reading.left.any():
-                while self._bring(reading):
+            is_ready = self._hold_all(reading)
+            while True:
+                while not is_ready and self._bring(reading):
                     pass
                 reading.gather(self._first_rows, self._others_of(reading))
                 self._note_read(reading)
+                if is_ready or not reading.left.any():
+                    return reading.others()
         finally:
             self._end(reading)
-        return reading.others()
+
+    def _hold_all(self, reading: Reading) -> bool:
+        """Holds the pieces of a read where all of them are in memory; else does nothing and returns False."""
+        with self._lock:
+            self._readings.add(reading)  # before anything is held
+            if not self._is_there[reading.pieces].all():
+                return False
+            reading.here[:] = True
+        return True
 
     def announce(self, sample_ids: Ids) -> list[int]:
         """Says that these samples will be read, after those announced before.
@@ -179,12 +166,16 @@ class PieceMemory:
         if located is not None and len(news) > 1:
             needed = located[np.isin(located, news)]
             news = needed[np.sort(np.unique(needed, return_index=True)[1])]
-        return list(dict.fromkeys(self._pieces.groups[news].tolist()))
+        groups = list(dict.fromkeys(self._pieces.groups[news].tolist()))
+        if self._helps:
+            self._coming.extend(groups)
+        return groups
 
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""
         with self._lock:
             self._was_announced = False
+            self._coming.clear()
             due = np.flatnonzero(self._due)
             self._due[due] = 0
             self._let_go(due.tolist())
@@ -201,7 +192,6 @@ class PieceMemory:
     def _bring(self, reading: Reading) -> bool:
         """Holds what is in memory, and decodes one group or waits for others; False where that is all for now."""
         with self._lock:
-            self._readings.add(reading)  # before anything is held
             found = reading.left & ~reading.here & self._is_there[reading.pieces]
             reading.here |= found
             absent = reading.pieces[reading.left & ~reading.here]
@@ -212,26 +202,24 @@ class PieceMemory:
             busy = {making.group for making in self._making}
             group = next((group for group in dict.fromkeys(groups.tolist()) if group not in busy), None)
             if group is not None:
-                making = _Making(group, weakref.ref(reading), {})
-                self._making.append(making)
-                for piece in absent[groups == group].tolist():
-                    if not self._reserve(making, piece, at_any_cost=True):
-                        break
-                if not making.room:
-                    self._making.remove(making)
-                    if reading.here.any():
-                        return False  # what is gathered now makes room
-                    group = None
-            if group is None:
+                making = self._begin(reading, group, absent[groups == group].tolist(), at_any_cost=True)
+                if making is None and reading.here.any():
+                    return False  # what is gathered now makes room
+            else:
+                making = self._help(reading, busy)
+            if making is None:
                 self._changed.wait(_LOOK_SECONDS)
-        if group is None:
+        if making is None:
             check_cancelled()
-        else:
+        elif group is not None:
             self._make(making, reading)
+        else:
+            with contextlib.suppress(Exception):  # whoever needs it meets it again
+                self._make(making, None)
         return True
 
-    def _make(self, making: _Making, reading: Reading) -> None:
-        """Decodes the pieces that room is reserved for."""
+    def _make(self, making: _Making, reading: Reading | None) -> None:
+        """Decodes the pieces that room is reserved for, for a read or for others."""
         wanted = list(making.room)
         pieces = self._decode(making.group, wanted[0], wanted[-1])
         try:
@@ -278,30 +266,36 @@ class PieceMemory:
 
     def _note_decoded(self, piece: int) -> None:
         with self._lock:
-            self._decoded_pieces += 1
-            self._decoded_samples += int(self._pieces.starts[piece + 1] - self._pieces.starts[piece])
-            self._decoded_bytes += int(self._pieces.bytes[piece])
+            self.counts.decoded_pieces += 1
+            self.counts.decoded_samples += int(self._pieces.starts[piece + 1] - self._pieces.starts[piece])
+            self.counts.decoded_bytes += int(self._pieces.bytes[piece])
 
     def _note_read(self, reading: Reading) -> None:
         """Samples of the pieces that are here were gathered."""
         with self._lock:
-            here, reading.left = reading.here, reading.left & ~reading.here
-            pieces = reading.pieces if here.all() else reading.pieces[here]
-            counts = reading.counts if here.all() else reading.counts[here]
-            reading.here = np.zeros(len(here), np.bool_)
-            due = self._due[pieces]
-            self._due[pieces] = np.maximum(due - counts, 0)
-            self._read_samples += int(counts.sum())
+            here, pieces, counts = reading.here, reading.pieces, reading.counts
+            if not here.all():
+                pieces, counts = pieces[here], counts[here]
+                reading.left &= ~here
+            else:
+                reading.left[:] = False
+            here[:] = False
+            left = self._due[pieces]
+            was_due = left > 0
+            left -= counts
+            self._due[pieces] = np.maximum(left, 0)
+            self.counts.read_samples += int(counts.sum())
             if not self.keeps_all:
                 for piece in pieces.tolist():
                     self._held.move_to_end(piece)
-                self._let_go(pieces[(due > 0) & (due <= counts)].tolist())
-                self._advise()
+                self._let_go(pieces[was_due & (left <= 0)].tolist())
+                self.counts.advise(was_announced=self._was_announced)
 
     def _end(self, reading: Reading) -> None:
         with self._lock:
             self._readings.discard(reading)
-            self._sweep()
+            if self._making:
+                self._sweep()
             self._changed.notify_all()
 
     # The lock is held in all of the following.
@@ -317,6 +311,33 @@ class PieceMemory:
     def _pinned(self) -> set[int]:
         """The pieces that reads hold."""
         return {piece for reading in self._readings for piece in reading.pieces[reading.here].tolist()}
+
+    def _help(self, reading: Reading, busy: set[int]) -> _Making | None:
+        """A group to decode that is due and that nobody decodes, where there is room for all that is due of it."""
+        while self._coming:
+            group = self._coming[0]
+            first, last = self._pieces.groups.searchsorted([group, group + 1]).tolist()
+            is_due = ~self._is_there[first:last] & (self._due[first:last] > 0)
+            if group not in busy and is_due.any():
+                making = self._begin(reading, group, (first + np.flatnonzero(is_due)).tolist(), at_any_cost=False)
+                if making is None:
+                    return None
+                self._coming.popleft()
+                return making
+            self._coming.popleft()
+        return None
+
+    def _begin(self, reading: Reading, group: int, pieces: list[int], *, at_any_cost: bool) -> _Making | None:
+        """Begins to decode pieces of a group: at any cost as many as there is room for, else all of them; or none."""
+        making = _Making(group, weakref.ref(reading), {})
+        self._making.append(making)
+        for piece in pieces:
+            if not self._reserve(making, piece, at_any_cost=at_any_cost):
+                break
+        if making.room and (at_any_cost or len(making.room) == len(pieces)):
+            return making
+        self._give_up(making)
+        return None
 
     def _reserve(self, making: _Making, piece: int, *, at_any_cost: bool) -> bool:
         """Reserves room for a piece, in place of others that are not due, or that are, if it must be."""
@@ -366,29 +387,3 @@ class PieceMemory:
             reading = making.reading()
             if reading is None or reading not in self._readings:
                 self._give_up(making)
-
-    def _advise(self) -> None:
-        """Says, once, that nearly everything is decoded again and again."""
-        if (
-            self._advised
-            or self._decoded_bytes < 2 * self._memory_bytes
-            or self._decoded_samples < _THRASHING * self._read_samples
-        ):
-            return
-        self._advised = True
-        window = max(1, self._memory_bytes * int(self._pieces.starts[-1]) // max(1, self._total_bytes) // 2)
-        _log.warning(
-            "%s: for each sample that was read, %d were decoded: the decoded columns take %s, and there is memory "
-            "for %s; %s, or give the dataset fewer columns or a larger memory_bytes=",
-            self._name,
-            self._decoded_samples // max(1, self._read_samples),
-            _megabytes(self._total_bytes),
-            _megabytes(self._memory_bytes),
-            f"give the loader a smaller shuffle_window= (about {window} samples)"
-            if self._was_announced
-            else 'shuffle them by shuffle="window", in headrace.DataLoader or to_iterable_dataset()',
-        )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 10**8 else f"{count // 10**6:,} MB"

@@ -1,9 +1,9 @@
 """A read of samples from decoded pieces: which pieces it needs, and the gather once they are in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+# Of so many samples it pays to look up the pieces in a table
+_MANY = 64
 # Counting in a table of so many entries takes as long as sorting a thousand numbers.
 _SPAN = 1 << 14
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pieces:
     """What is decoded together: row groups, or slices of large ones.
 
@@ -38,7 +40,22 @@ class Pieces:
 
     def of(self, sample_ids: Ids) -> Ids:
         """The piece of each sample, int64 of the ids' shape."""
-        return np.searchsorted(self.starts, sample_ids, side="right") - 1
+        if self._table is None or len(sample_ids) < _MANY:
+            return np.searchsorted(self.starts, sample_ids, side="right") - 1
+        shift, table = self._table
+        pieces: Ids = table[sample_ids >> shift]
+        pieces += self.starts[1:][pieces] <= sample_ids
+        return pieces
+
+    @cached_property
+    def _table(self) -> tuple[int, Ids] | None:
+        """For each run of 2**shift samples the piece of the first: none lies in a third one. None where that is long.
+
+        Looking there takes a third of the time of a search.
+        """
+        shift = max(0, int(np.diff(self.starts).min()).bit_length() - 1)
+        firsts = np.arange(0, int(self.starts[-1]), 1 << shift) if self.starts[-1] >> shift <= 4 * len(self) else None
+        return None if firsts is None else (shift, np.searchsorted(self.starts, firsts, side="right") - 1)
 
     def locate(self, sample_ids: Ids) -> Ids | None:
         """The piece of each sample, int64 (samples,); None where they are a run of consecutive ones."""
@@ -53,6 +70,20 @@ class Pieces:
         ends = np.minimum(self.starts[first + 1 : last + 2], sample_ids[-1] + 1)
         counts = ends - np.maximum(self.starts[first : last + 1], sample_ids[0])
         return pieces[counts > 0], counts[counts > 0]
+
+
+class Content(Protocol):
+    """A piece as it was decoded."""
+
+    def write(self, out: Mapping[str, Array]) -> None:
+        """Fills arrays (samples, *shape), one for each fixed column."""
+
+    def others(self) -> "Mapping[str, pa.Array]":
+        """The other columns, in memory of their own."""
+
+
+# Decodes pieces of a group, from the first to the last that are given, in this order, and perhaps some before them.
+Decode: TypeAlias = Callable[[int, int, int], Generator[tuple[int, Content], None, None]]
 
 
 class Need:

@@ -92,10 +92,18 @@ class _Content:
     def __init__(self, ids, texts, refused):
         self._ids, self._texts, self._refused = ids, texts, refused
 
+    def views(self):
+        if self._refused:
+            raise FormatError(self._refused)
+        view = self._ids.copy()
+        view.flags.writeable = False
+        return {"id": view}
+
     def write(self, out):
         if self._refused:
             raise FormatError(self._refused)
-        out["id"][...] = self._ids
+        if "id" in out:
+            out["id"][...] = self._ids
         out["pair"][:, 0], out["pair"][:, 1] = self._ids, -self._ids
 
     def others(self):

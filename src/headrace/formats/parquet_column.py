@@ -47,6 +47,10 @@ class ParquetColumn:
             array = pc.struct_field(array, [array.type.get_field_index(step)])
         return array
 
+    def view(self, array: pa.Array) -> Array | None:  # noqa: ARG002 (what it may take)
+        """What `write` would fill an array with, where that is there already; to be read only."""
+        return None
+
     def write(self, array: pa.Array, out: Array) -> None:
         """Fills `out` (len(array), *stored.shape), C-contiguous and of the stored dtype.
 

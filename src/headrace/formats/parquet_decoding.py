@@ -252,9 +252,19 @@ class _Batch:
         self._batch, self._table, self._group = batch, table, group
         self._piece, self._refused = piece, refused
 
-    def write(self, out: Mapping[str, Array]) -> None:
+    def views(self) -> dict[str, Array]:
+        views = {}
         for column in self._table.columns:
             if column.stored is not None:
+                with self._naming(column):
+                    view = column.view(column.extract(self._batch))
+                if view is not None:
+                    views[column.name] = view
+        return views
+
+    def write(self, out: Mapping[str, Array]) -> None:
+        for column in self._table.columns:
+            if column.name in out:
                 with self._naming(column):
                     column.write(column.extract(self._batch), out[column.name])
 

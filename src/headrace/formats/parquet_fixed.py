@@ -38,6 +38,13 @@ class FixedColumn(ParquetColumn):
     varying: tuple[int, ...] = ()
     fill: Array | None = None
 
+    def view(self, array: pa.Array) -> Array | None:
+        assert self.stored is not None
+        values, missing = flat_numbers(array, self.stored.dtype, self.varying)
+        if missing is not None or self.order != tuple(range(len(self.stored_shape))):
+            return None
+        return values.reshape(len(array), *self.stored.shape)
+
     def write(self, array: pa.Array, out: Array) -> None:
         rows = len(array)
         values, missing = flat_numbers(array, out.dtype, self.varying)

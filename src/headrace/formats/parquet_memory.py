@@ -76,7 +76,7 @@ class ParquetMemory:
         """Reads a sample of a piece in which another one is refused: slowly, but no sound one is lost."""
         place = sample_id - int(self._places.starts[piece])
         content = self._decoder.alone(int(self._places.groups[piece]), piece, place)
-        content.write(out)
+        content.write({name: out[name] for name in self._fixed})
         return dict(content.others())
 
     def announce(self, sample_ids: Ids) -> None:

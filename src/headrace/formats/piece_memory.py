@@ -19,7 +19,6 @@ import contextlib
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ import numpy as np
 from headrace.errors import FormatError
 from headrace.formats.piece_counts import PieceCounts
 from headrace.formats.piece_reading import Decode, Need, Pieces, Reading, counted
-from headrace.formats.room import Room
+from headrace.formats.room import NOTHING, Held, Making, Room
 from headrace.formats.source import Array, Column, Ids
 from headrace.storage import check_cancelled
 
@@ -37,25 +36,6 @@ if TYPE_CHECKING:
 
 # How often a wait for other threads looks whether it is still wanted
 _LOOK_SECONDS = 0.1
-
-
-@dataclass(slots=True)
-class _Held:
-    """A piece in memory, or the room for it."""
-
-    rows: int
-    held_bytes: int
-    first_row: int = 0
-    others: "Mapping[str, pa.Array]" = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Making:
-    """A group that a read decodes, and the room for its pieces that are not there yet."""
-
-    group: int
-    reading: "weakref.ref[Reading]"
-    room: dict[int, _Held]
 
 
 class PieceMemory:
@@ -105,14 +85,14 @@ class PieceMemory:
         self._first_rows: Ids = np.zeros(len(pieces), np.int64)
         need = Need(pieces) if need is None else need
         self._is_there, self._due = need.is_there, need.due
-        self._held: OrderedDict[int, _Held] = OrderedDict()  # those that are there; used longest ago comes first
+        self._held: OrderedDict[int, Held] = OrderedDict()  # those that are there; used longest ago comes first
         self._held_bytes = 0  # of these
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
-        self._making: list[_Making] = []
+        self._making: list[Making] = []
         self._helps = helps
         self._coming: deque[int] = deque()  # groups that were announced, for whoever helps
         self._others_bytes = self._others_expected = 1  # of Arrow's columns: what they took, and were thought to take
-        self._was_announced = False
+        self._was_announced = self._reads_runs = self._has_views = False
         self._lock = Lock()
         self._changed = Condition(self._lock)
 
@@ -129,13 +109,15 @@ class PieceMemory:
             pieces_of_them: What `Pieces.locate` says of them.
             out: The arrays.
         """
+        self._reads_runs = pieces_of_them is None
         reading = Reading(self._pieces, sample_ids, self._arrays, out, self._others, pieces_of_them=pieces_of_them)
         try:
             is_ready = self._hold_all(reading)
             while True:
                 while not is_ready and self._bring(reading):
                     pass
-                reading.gather(self._first_rows, self._others_of(reading))
+                held = self._held_for(reading)
+                reading.gather(self._first_rows, [one.views for one in held], [one.others for one in held])
                 self._note_read(reading)
                 if is_ready or not reading.left.any():
                     return reading.others()
@@ -180,14 +162,28 @@ class PieceMemory:
             self._due[due] = 0
             self._let_go(due.tolist())
 
-    def _others_of(self, reading: Reading) -> "list[Mapping[str, pa.Array]]":
-        if not self._others:
+    def _held_for(self, reading: Reading) -> list[Held]:
+        """What is held of the pieces of a read, of those that are not here something empty."""
+        if not (self._others or reading.is_run or self._has_views):
             return []
         with self._lock:
-            return [
-                self._held[piece].others if is_here else {}
+            held = [
+                self._held[piece] if is_here else NOTHING
                 for piece, is_here in zip(reading.pieces.tolist(), reading.here.tolist(), strict=True)
             ]
+        if not reading.is_run:
+            for one in held:
+                # by whoever needs it first; should two do it at once, they write the same
+                for name, rows in self._rows_of(one):
+                    if (view := one.views.get(name)) is not None:
+                        rows[...] = view
+                one.views = {}
+        return held
+
+    def _rows_of(self, held: Held) -> list[tuple[str, Array]]:
+        """The rows of the arrays for a piece, by column."""
+        rows = slice(held.first_row, held.first_row + held.rows)
+        return [(name, array[rows]) for name, array in self._arrays.items()]
 
     def _bring(self, reading: Reading) -> bool:
         """Holds what is in memory, and decodes one group or waits for others; False where that is all for now."""
@@ -218,7 +214,7 @@ class PieceMemory:
                 self._make(making, None)
         return True
 
-    def _make(self, making: _Making, reading: Reading | None) -> None:
+    def _make(self, making: Making, reading: Reading | None) -> None:
         """Decodes the pieces that room is reserved for, for a read or for others."""
         wanted = list(making.room)
         pieces = self._decode(making.group, wanted[0], wanted[-1])
@@ -229,8 +225,10 @@ class PieceMemory:
                     # what is refused of a piece that nobody asked for yet will be said to whoever asks
                     with contextlib.nullcontext() if is_wanted else contextlib.suppress(FormatError):
                         held = making.room[piece]
-                        rows = slice(held.first_row, held.first_row + held.rows)
-                        content.write({name: array[rows] for name, array in self._arrays.items()})
+                        # a run is copied from where Arrow decoded it: of use once, so not copied twice
+                        held.views = content.views() if self._reads_runs else {}
+                        self._has_views |= bool(held.views)
+                        content.write({name: rows for name, rows in self._rows_of(held) if name not in held.views})
                         held.others = content.others()
                         self._publish(making, piece, reading if is_wanted else None)
                 self._note_decoded(piece)
@@ -241,13 +239,13 @@ class PieceMemory:
                 self._give_up(making)
                 self._changed.notify_all()
 
-    def _reserve_in_passing(self, making: _Making, piece: int) -> bool:
+    def _reserve_in_passing(self, making: Making, piece: int) -> bool:
         """Reserves room for a piece that had to be decoded on the way to another, if it will be needed."""
         with self._lock:
             is_needed = not self._is_there[piece] and (self.keeps_all or bool(self._due[piece] > 0))
             return is_needed and self._reserve(making, piece, at_any_cost=False)
 
-    def _publish(self, making: _Making, piece: int, reading: Reading | None) -> None:
+    def _publish(self, making: Making, piece: int, reading: Reading | None) -> None:
         """A piece is in memory now, and stays there for a read, if one is given."""
         with self._lock:
             held = making.room[piece]
@@ -312,7 +310,7 @@ class PieceMemory:
         """The pieces that reads hold."""
         return {piece for reading in self._readings for piece in reading.pieces[reading.here].tolist()}
 
-    def _help(self, reading: Reading, busy: set[int]) -> _Making | None:
+    def _help(self, reading: Reading, busy: set[int]) -> Making | None:
         """A group to decode that is due and that nobody decodes, where there is room for all that is due of it."""
         while self._coming:
             group = self._coming[0]
@@ -327,9 +325,9 @@ class PieceMemory:
             self._coming.popleft()
         return None
 
-    def _begin(self, reading: Reading, group: int, pieces: list[int], *, at_any_cost: bool) -> _Making | None:
+    def _begin(self, reading: Reading, group: int, pieces: list[int], *, at_any_cost: bool) -> Making | None:
         """Begins to decode pieces of a group: at any cost as many as there is room for, else all of them; or none."""
-        making = _Making(group, weakref.ref(reading), {})
+        making = Making(group, weakref.ref(reading), {})
         self._making.append(making)
         for piece in pieces:
             if not self._reserve(making, piece, at_any_cost=at_any_cost):
@@ -339,12 +337,12 @@ class PieceMemory:
         self._give_up(making)
         return None
 
-    def _reserve(self, making: _Making, piece: int, *, at_any_cost: bool) -> bool:
+    def _reserve(self, making: Making, piece: int, *, at_any_cost: bool) -> bool:
         """Reserves room for a piece, in place of others that are not due, or that are, if it must be."""
         rows = int(self._pieces.starts[piece + 1] - self._pieces.starts[piece])
         fixed_bytes = rows * self._row_bytes
         others_bytes = (int(self._pieces.bytes[piece]) - fixed_bytes) * self._others_bytes // self._others_expected
-        held = _Held(rows, fixed_bytes + max(0, others_bytes))
+        held = Held(rows, fixed_bytes + max(0, others_bytes))
         pinned: set[int] | None = None
         while True:
             held_bytes = self._held_bytes + sum(
@@ -370,11 +368,11 @@ class PieceMemory:
         self._held_bytes -= held.held_bytes
         self._free(held)
 
-    def _free(self, held: _Held) -> None:
+    def _free(self, held: Held) -> None:
         if self._row_bytes and held.rows:
             self._room.give_back(held.first_row, held.rows)
 
-    def _give_up(self, making: _Making) -> None:
+    def _give_up(self, making: Making) -> None:
         """A group is no longer being decoded; room that it didn't need is free again."""
         if making in self._making:
             self._making.remove(making)

@@ -75,8 +75,11 @@ class Pieces:
 class Content(Protocol):
     """A piece as it was decoded."""
 
+    def views(self) -> Mapping[str, Array]:
+        """The fixed columns that are arrays (samples, *shape) as they are, read-only perhaps."""
+
     def write(self, out: Mapping[str, Array]) -> None:
-        """Fills arrays (samples, *shape), one for each fixed column."""
+        """Fills arrays (samples, *shape), each for a fixed column."""
 
     def others(self) -> "Mapping[str, pa.Array]":
         """The other columns, in memory of their own."""
@@ -136,6 +139,7 @@ class Reading:
         counts: int64 (distinct,), how many of the samples lie in each.
         here: bool (distinct,), which of them stay in memory for its sake.
         left: bool (distinct,), which of them are yet to be gathered from.
+        is_run: Whether the samples are consecutive.
     """
 
     def __init__(
@@ -153,6 +157,7 @@ class Reading:
         self._places: list[Ids] = []
         self._starts = pieces.starts
         self._piece_of = pieces_of_them
+        self.is_run = pieces_of_them is None
         if len(sample_ids) == 0:
             self.pieces = self.counts = np.zeros(0, np.int64)
         elif pieces_of_them is None:
@@ -162,15 +167,21 @@ class Reading:
         self.here = np.zeros(len(self.pieces), np.bool_)
         self.left = np.ones(len(self.pieces), np.bool_)
 
-    def gather(self, first_rows: Ids, others: "Sequence[Mapping[str, pa.Array]]") -> None:
+    def gather(
+        self,
+        first_rows: Ids,
+        views: "Sequence[Mapping[str, Array]]",
+        others: "Sequence[Mapping[str, pa.Array]]",
+    ) -> None:
         """Gathers what lies in the pieces that are here, each of them once.
 
         Args:
             first_rows: int64 (all pieces,), the row of the arrays with which each of these pieces begins.
+            views: Of a run, for each of the distinct pieces the columns that don't lie in the arrays.
             others: For each of the distinct pieces its Arrow columns, where it is here.
         """
         if self._piece_of is None:
-            self._copy_runs(first_rows)
+            self._copy_runs(first_rows, views)
         elif self._arrays:
             places = None if self.here.all() else self._places_here()
             pieces = self._piece_of if places is None else self._piece_of[places]
@@ -207,14 +218,19 @@ class Reading:
             joined[name] = whole if back is None else whole.take(pa.array(back))
         return joined
 
-    def _copy_runs(self, first_rows: Ids) -> None:
+    def _copy_runs(self, first_rows: Ids, views: "Sequence[Mapping[str, Array]]") -> None:
         stop = 0
-        for piece, count, is_here in zip(self.pieces.tolist(), self.counts.tolist(), self.here.tolist(), strict=True):
+        for i, (piece, count) in enumerate(zip(self.pieces.tolist(), self.counts.tolist(), strict=True)):
             start, stop = stop, stop + count
-            if is_here:
-                first = int(first_rows[piece] - self._starts[piece] + self._ids[start])
+            if self.here[i]:
+                within = int(self._ids[start] - self._starts[piece])
+                first = int(first_rows[piece]) + within
                 for name, array in self._arrays.items():
-                    self._out[name][start:stop] = array[first : first + count]
+                    view = views[i].get(name)
+                    if view is None:
+                        self._out[name][start:stop] = array[first : first + count]
+                    else:
+                        self._out[name][start:stop] = view[within : within + count]
 
     def _take_others(self, others: "Sequence[Mapping[str, pa.Array]]") -> None:
         import pyarrow as pa

@@ -1,6 +1,18 @@
-"""Runs of rows in an array of fixed length, given out and taken back."""
+"""Room for pieces: runs of rows in arrays of fixed length, given out and taken back, and what lies in them."""
 
 from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace.formats.source import Array
+
+if TYPE_CHECKING:
+    import weakref
+
+    import pyarrow as pa
+
+    from headrace.formats.piece_reading import Reading
 
 
 class Room:
@@ -46,3 +58,26 @@ class Room:
         else:
             self._starts.insert(i, start)
             self._ends.insert(i, end)
+
+
+@dataclass(slots=True)
+class Held:
+    """A piece in memory, or the room for it."""
+
+    rows: int
+    held_bytes: int
+    first_row: int = 0
+    others: "Mapping[str, pa.Array]" = field(default_factory=dict)
+    views: Mapping[str, Array] = field(default_factory=dict)  # columns that nobody needed among the rows so far
+
+
+@dataclass(slots=True, eq=False)
+class Making:
+    """A group that a read decodes, and the room for its pieces that are not there yet."""
+
+    group: int
+    reading: "weakref.ref[Reading]"
+    room: dict[int, Held]
+
+
+NOTHING = Held(0, 0)

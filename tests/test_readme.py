@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 LINES = 150
@@ -39,6 +41,10 @@ def test_every_python_block_runs_after_those_before_it(readme, root, tmp_path, m
     rng = np.random.default_rng(0)
     np.save("x.npy", rng.normal(size=(1000, 16)).astype(np.float32))
     np.save("y.npy", rng.integers(10, size=1000))
+    Path("rows").mkdir()
+    for i in range(2):
+        x = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=8000)), 16)
+        pq.write_table(pa.table({"x": x, "y": rng.integers(10, size=500)}), f"rows/{i}.parquet", row_group_size=100)
     blocks = blocks_of(readme)
     assert len(blocks) >= 5
     namespace: dict[str, object] = {"__name__": "readme"}

@@ -8,6 +8,21 @@ Arrow array. Batches make it fast: no Python runs per sample.
 - `ArraySource`: arrays and tensors in memory
 - `NumpySource`: `.npy` and raw binary files: local ones memory-mapped, those in a store read in blocks
 - `DatasetSource`: any map-style torch Dataset
+- `ParquetSource` (in `parquet_source`, which loads pyarrow): Parquet files, local ones and those in a store
+
+How Parquet is read:
+
+    parquet_files         ParquetFiles: checked footers as a table of groups (footers, groups, thrift, leaves, index)
+      hive                which files a folder or pattern means, and the columns in folders' names
+    parquet_columns       plan_columns: what becomes of each column (kinds, types, casts, fixed, kept, options)
+    parquet_filter        RowFilter: which rows count, and what statistics rule out (statistics)
+    parquet_table         Table: all of these together
+    parquet_layout        how row groups are cut into pieces; how many rows a filter keeps
+    parquet_memory        what one process has: reads samples
+      piece_memory        decoded pieces under a byte budget, each made by one thread (room, piece_counts)
+      piece_reading       which pieces a read needs, and the gather
+      parquet_decoding    pieces of a row group, in their order (parquet_reader)
+      fetch_ahead         stored bytes before they are decoded (stored_file)
 """
 
 from headrace.formats.decoding import Decoder, Payload, PayloadError

@@ -34,6 +34,8 @@ from headrace.storage import check_cancelled
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Groups that are remembered for threads that help; of more, those needed first are decoded by then
+_MOST_COMING = 4096
 # How often a wait for other threads looks whether it is still wanted
 _LOOK_SECONDS = 0.1
 
@@ -90,7 +92,7 @@ class PieceMemory:
         self._readings: weakref.WeakSet[Reading] = weakref.WeakSet()
         self._making: list[Making] = []
         self._helps = helps
-        self._coming: deque[int] = deque()  # groups that were announced, for whoever helps
+        self._coming: deque[int] = deque(maxlen=_MOST_COMING)  # groups that were announced, for whoever helps
         self._others_bytes = self._others_expected = 1  # of Arrow's columns: what they took, and were thought to take
         self._was_announced = self._reads_runs = self._has_views = False
         self._lock = Lock()

@@ -27,7 +27,7 @@ from headrace.formats.source import (
 )
 from headrace.formats.steps import together
 from headrace.formats.stored_column import StoredColumn
-from headrace.formats.stored_memory import default_memory_bytes, store_columns
+from headrace.formats.stored_memory import checked_store, default_memory_bytes, store_columns
 from headrace.storage import LocalFile, Residency, Store, StoredObject, open_limit
 
 __all__ = ["ColumnFiles", "NumpySource", "Raw"]
@@ -75,12 +75,7 @@ class NumpySource(Source):
         """
         if not columns:
             raise ArgumentError("expected at least one column, got none")
-        is_count = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes >= 1
-        if memory_bytes is not None and not is_count:
-            raise ArgumentError(f"memory_bytes: expected a number of bytes, an int of 1 or more, got {memory_bytes!r}")
-        store = Store() if store is None else store
-        if isinstance(store, type) or not hasattr(store, "read_ranges"):
-            raise ArgumentError(f"store: expected a Store, as headrace.Store(...) makes it, got {store!r}")
+        store = checked_store(store, memory_bytes)
         self._attach(open_columns(columns, store), store, memory_bytes)
 
     def _attach(self, files: Mapping[str, Sequence[ArrayFile]], store: Store, memory_bytes: int | None) -> None:

@@ -25,7 +25,7 @@ from headrace.formats.parquet_table import Table
 from headrace.formats.parquet_types import without_views
 from headrace.formats.piece_reading import Pieces
 from headrace.formats.source import Array, Blocks, Column, Ids, ReadPart, Source, check_ids, check_out, fingerprint
-from headrace.formats.stored_memory import default_memory_bytes
+from headrace.formats.stored_memory import checked_store, default_memory_bytes
 from headrace.formats.values import Values
 from headrace.storage import Store, shown
 
@@ -77,12 +77,7 @@ class ParquetSource(Source):
         options: ColumnOptions | None = None,
         index_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        is_count = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes >= 1
-        if memory_bytes is not None and not is_count:
-            raise ArgumentError(f"memory_bytes: expected a number of bytes, an int of 1 or more, got {memory_bytes!r}")
-        store = Store() if store is None else store
-        if isinstance(store, type) or not hasattr(store, "read_ranges"):
-            raise ArgumentError(f"store: expected a Store, as headrace.Store(...) makes it, got {store!r}")
+        store = checked_store(store, memory_bytes)
         options = ColumnOptions() if options is None else options
         paths = listed_paths(paths)
         planned: list[ParquetColumn] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from headrace.errors import ArgumentError
 from headrace.formats.npy import ArrayFile
 from headrace.formats.stored_column import StoredColumn
 from headrace.storage import Store, available_bytes
@@ -22,6 +23,21 @@ _MOST_WASTE = 2
 def default_memory_bytes(most_bytes: int) -> int:
     """So many bytes, or less where that is more than a quarter of what is free or may be used."""
     return max(1, min(most_bytes, available_bytes() // 4, mappable_bytes()))
+
+
+def checked_store(store: Store | None, memory_bytes: int | None) -> Store:
+    """The store, by default one without options.
+
+    Raises:
+        ArgumentError: It is no store, or the memory no number of bytes.
+    """
+    is_count = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes >= 1
+    if memory_bytes is not None and not is_count:
+        raise ArgumentError(f"memory_bytes: expected a number of bytes, an int of 1 or more, got {memory_bytes!r}")
+    store = Store() if store is None else store
+    if isinstance(store, type) or not hasattr(store, "read_ranges"):
+        raise ArgumentError(f"store: expected a Store, as headrace.Store(...) makes it, got {store!r}")
+    return store
 
 
 def store_columns(

@@ -66,6 +66,10 @@ class LocalFile:
                 "don't write into files that are being read; write a new one and rename it"
             )
 
+    def status(self) -> os.stat_result:
+        """How the open file looks now, whatever has its name."""
+        return os.fstat(self._fd)
+
     def read_into(self, out: npt.NDArray[np.uint8], offset: int) -> None:
         """Fills `out`, uint8 (bytes,), with the bytes [offset, offset + len(out))."""
         view = out.data

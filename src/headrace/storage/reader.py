@@ -3,12 +3,16 @@
 Guarantees: everything may be called from any thread; a `Reader` is used by the process that made it and by no other.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from headrace.errors import HeadraceError, StorageError
 from headrace.storage.access import Filesystems, without_causes
@@ -99,6 +103,27 @@ class Reader:
         """Begins some work, and returns at once."""
         self._queue.put(work, urgent=urgent)
 
+    @property
+    def cache_budget_bytes(self) -> int:
+        """The most that the disk cache holds; 0 where there is none."""
+        return 0 if self._cache is None else self._cache.budget_bytes
+
+    def keep(self, read: RangeRead) -> None:
+        """Puts a range into the cache whose bytes the caller has."""
+        if self._cache is None:
+            return
+        for part in _parts(read):
+            key = self._key(part)
+            if key is not None:
+                # a block that is there but damaged is read, too: not into the caller's memory
+                out = np.empty_like(part.out)
+                self._cache.read_through(key, out, functools.partial(np.copyto, out, part.out))
+
+    def read_through(self, key: str, out: npt.NDArray[np.uint8], fetch: Callable[[], None]) -> None:
+        """Fills memory with what was made of stored bytes: from the cache, else by `fetch`."""
+        assert self._cache is not None
+        self._cache.read_through(f"made\n{key}", out, fetch)  # no range's key begins so
+
     def _run(self, work: Work) -> None:
         """Does some work, in a thread of the queue; what goes wrong is told to those who wait for it."""
         try:
@@ -129,14 +154,20 @@ class Reader:
         return self._persist(lambda: ranges.probe(probe), probe, probe.url, what, seconds)
 
     def _read(self, part: Part, what: str) -> None:
-        read, source = part.read, part.read.source
-        # an object that could be replaced without a trace must be asked for each time
-        if self._cache is None or not read.keep or not source.version or not is_url(source.url):
+        read, key = part.read, self._key(part.read)
+        if self._cache is None or key is None:
             self._fetch(part, what)
             return
-        identity = self.filesystems.identity(source.url)
-        key = f"{identity}\n{source.version}\n{source.object_bytes}\n{read.offset}\n{len(read.out)}\n{read.crc32}"
         self._cache.read_through(key, read.out, lambda: self._fetch(part, what), filled=part.fill, check=part.check)
+
+    def _key(self, read: RangeRead) -> str | None:
+        """What a range is called in the cache; None where it isn't kept there."""
+        source = read.source
+        # an object that could be replaced without a trace must be asked for each time
+        if not read.keep or not source.version or not is_url(source.url):
+            return None
+        identity = self.filesystems.identity(source.url)
+        return f"{identity}\n{source.version}\n{source.object_bytes}\n{read.offset}\n{len(read.out)}\n{read.crc32}"
 
     def _fetch(self, part: Part, what: str) -> None:
         """Gets a part from where it is stored, until its checksum is the expected one, or has come twice."""

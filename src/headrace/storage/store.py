@@ -9,9 +9,12 @@ Guarantees:
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from headrace.errors import ArgumentError
 from headrace.storage.access import without_causes
@@ -118,6 +121,11 @@ class Store:
         """The folder of the disk cache; None where there is none."""
         return self._options.cache_dir
 
+    @property
+    def cache_budget_bytes(self) -> int:
+        """The most that the disk cache holds; 0 where there is none."""
+        return self._reader.cache_budget_bytes
+
     def expand(self, patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
         """The URLs and absolute local paths that patterns stand for: `{000..127}`, `{a,b}`, `*`, `?`, `[...]`, `**`.
 
@@ -179,6 +187,31 @@ class Store:
         transfers = reader.transfers(reads)
         reader.put([part for transfer in transfers for part in transfer.parts], urgent=urgent)
         return transfers
+
+    def keep(self, read: RangeRead) -> None:
+        """Puts a range that the caller has into the disk cache, where reading it finds it. Nothing without a cache.
+
+        Args:
+            read: What would be read, as it would be asked for, with `keep` and `crc32`; `out` holds the bytes already.
+        """
+        self._reader.keep(read)
+
+    def read_through(self, key: str, out: npt.NDArray[np.uint8], fetch: Callable[[], None]) -> None:
+        """Fills memory from the disk cache, or by `fetch` where it isn't there, and keeps it.
+
+        For bytes that are made of what is stored, decompressed say.
+
+        Args:
+            key: Names the bytes and their content: another version of them has another key.
+            out: uint8 (bytes,), C-contiguous.
+            fetch: Fills `out`; its errors pass through.
+
+        Raises:
+            ArgumentError: There is no cache.
+        """
+        if self._options.cache_dir is None:
+            raise ArgumentError("read_through: expected a store with a cache, got none: give Store(cache_dir=...)")
+        self._reader.read_through(key, out, fetch)
 
     def counts(self) -> dict[str, int]:
         """What this process's reads took, by name: `requests`, `received_bytes`, `retries`, `cache_hits` and others."""

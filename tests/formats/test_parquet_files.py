@@ -15,7 +15,7 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from headrace.errors import ArgumentError, FormatError, StorageError
-from headrace.formats import parquet_files, parquet_footers
+from headrace.formats import parquet_files, parquet_footers, pinning
 from headrace.formats.parquet_files import LocalPin, open_parquet
 from headrace.formats.parquet_filter import RowFilter
 from headrace.storage import Store, StoredObject
@@ -517,6 +517,7 @@ def test_waiting_for_footers_is_told_of(folder, monkeypatch):
             told[-1][2] += count
 
     monkeypatch.setattr(parquet_footers, "Progress", Told)
+    monkeypatch.setattr(pinning, "Progress", Told)
     opened(folder)
     opened([f"{BASE}/*.parquet"], StandInStore({f"{BASE}/{p.name}": p.read_bytes() for p in folder.iterdir()}))
     expected = [["opening files", 3, 3], ["reading footers", 1, 1], ["reading footers", 2, 2]]

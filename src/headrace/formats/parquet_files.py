@@ -15,10 +15,11 @@ from headrace.formats.column_files import PathLike, names_below_root
 from headrace.formats.hive import list_files, partition_values
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.npy import ArrayFile
-from headrace.formats.parquet_footers import Footer, ParquetPlace, file_bytes, pin_files, read_footers, read_known
+from headrace.formats.parquet_footers import Footer, ParquetPlace, read_footers, read_known
 from headrace.formats.parquet_groups import GroupTable, join_tables, table_of
 from headrace.formats.parquet_index import index_path, load_index, save_index
 from headrace.formats.parquet_leaves import Leaves
+from headrace.formats.pinning import pin_files, place_bytes
 from headrace.formats.source import fingerprint
 from headrace.storage import Store, StoredObject, is_url
 
@@ -158,7 +159,7 @@ class ParquetFiles:
         named = [ArrayFile(_named(place), np.dtype(np.uint8), (1,)) for place in self.files]
         names = names_below_root(named)
         return fingerprint(
-            (names[str(place)], file_bytes(place), count) for place, count in zip(self.files, rows, strict=True)
+            (names[str(place)], place_bytes(place), count) for place, count in zip(self.files, rows, strict=True)
         )
 
 

@@ -6,10 +6,8 @@ says of the file is checked later, against the file's length (`parquet_groups`).
 """
 
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeVar
 
@@ -19,10 +17,11 @@ import pyarrow.parquet as pq
 
 from headrace.errors import FormatError, StorageError
 from headrace.formats.local_pin import LocalPin
+from headrace.formats.pinning import Place, in_threads, place_bytes
 from headrace.formats.progress import Progress
 from headrace.storage import RangeRead, Store, StoredObject
 
-ParquetPlace: TypeAlias = LocalPin | StoredObject
+ParquetPlace: TypeAlias = Place
 Done = TypeVar("Done")
 
 _MAGIC = b"PAR1"
@@ -32,9 +31,6 @@ _END_BYTES = 8  # length and magic
 _TAIL_BYTES = 64 << 10
 # Their tails take 16 MiB.
 _FILES_AT_ONCE = 256
-# Few local files are read faster without threads.
-_FEW_FILES = 16
-_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,31 +51,6 @@ class Footer:
     def crc32(self) -> int:
         """To notice another footer in its place."""
         return zlib.crc32(self.raw)
-
-
-def file_bytes(place: ParquetPlace) -> int:
-    """The length of the file."""
-    return place.file_bytes if isinstance(place, LocalPin) else place.object_bytes
-
-
-def pin_files(places: Sequence[str], store: Store, *, stored: bool) -> list[ParquetPlace]:
-    """Pins files, all of them local or all stored: what is read of them later is of just these versions.
-
-    Raises:
-        DependencyError: A store needs a package that is missing.
-        StorageError: One cannot be opened.
-    """
-    pinned: list[ParquetPlace] = []
-    with Progress(len(places), "opening files") as progress:
-        if not stored:
-            for pin in _in_threads(_pin, places):
-                pinned.append(pin)
-                progress.add(1)
-            return pinned
-        for first in range(0, len(places), _FILES_AT_ONCE):
-            pinned += store.open(places[first : first + _FILES_AT_ONCE])
-            progress.add(min(_FILES_AT_ONCE, len(places) - first))
-    return pinned
 
 
 def read_footers(
@@ -105,7 +76,7 @@ def read_footers(
     done: list[Done] = []
     with Progress(len(places), "reading footers") as progress:
         if isinstance(places[0], LocalPin):
-            for one in _in_threads(parsed, range(len(places))):
+            for one in in_threads(parsed, range(len(places))):
                 done.append(one)
                 progress.add(1)
             return done
@@ -165,7 +136,7 @@ def parse(place: ParquetPlace, raw: bytes) -> Footer:
 
 def _footer_length(place: ParquetPlace, end: bytes) -> int:
     """The length of the footer, from the file's last bytes."""
-    total = file_bytes(place)
+    total = place_bytes(place)
     if end[-4:] == _ENCRYPTED_MAGIC:
         refuse_encrypted(place)
     if end[-4:] != _MAGIC:
@@ -177,7 +148,7 @@ def _footer_length(place: ParquetPlace, end: bytes) -> int:
 
 
 def _tail_bytes(place: ParquetPlace) -> int:
-    total = file_bytes(place)
+    total = place_bytes(place)
     if total < len(_MAGIC) + _END_BYTES:
         _refuse(place, f"expected 12 bytes or more, got {total} (is it truncated?)")
     return min(total, _TAIL_BYTES)
@@ -208,16 +179,6 @@ def _read_stored(objects: Sequence[StoredObject], store: Store) -> Iterator[tupl
             yield place, out[-_END_BYTES - length : -_END_BYTES].tobytes()
 
 
-def _pin(path: str) -> LocalPin:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise StorageError(f"cannot open {path}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise StorageError(f"cannot open {path}: it is not a regular file")
-    return LocalPin.of(path, status)
-
-
 def _read_pinned(pin: LocalPin, offset: int, length: int) -> bytes:
     try:
         with open(pin.path, "rb", buffering=0) as file:
@@ -232,21 +193,6 @@ def _read_pinned(pin: LocalPin, offset: int, length: int) -> bytes:
     if len(found) < length:
         raise StorageError(f"{pin}: expected {length} bytes at byte {offset}, got {len(found)}")
     return bytes(found)
-
-
-Given = TypeVar("Given")
-
-
-def _in_threads(work: Callable[[Given], Done], on: Sequence[Given]) -> Iterator[Done]:
-    """The results in order; the first error of that order is raised, and what hasn't begun by then is left."""
-    if len(on) <= _FEW_FILES:
-        yield from map(work, on)
-        return
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="headrace-footers") as pool:
-        try:
-            yield from pool.map(work, on)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def first_line(error: Exception) -> str:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import FormatError
-from headrace.formats.parquet_footers import Footer, ParquetPlace, file_bytes, refuse_encrypted
+from headrace.formats.parquet_footers import Footer, ParquetPlace, refuse_encrypted
 from headrace.formats.parquet_thrift import Group, parse_groups
+from headrace.formats.pinning import place_bytes
 
 # More than any file holds; sums of numbers below these don't overflow.
 _MOST_ROWS = 1 << 40
@@ -82,7 +83,7 @@ def table_of(place: ParquetPlace, footer: Footer, columns: Sequence[int]) -> Gro
     padding = 100 if _forgets_headers(told.created_by) else 0
     numbers, rows, sizes = [], [], []
     chunks: list[list[tuple[int, int, int]]] = []
-    total = file_bytes(place)
+    total = place_bytes(place)
     for number, group in enumerate(told.groups):
         if len(group.chunks) != width:
             _refuse(place, number, f"expected chunks of {width} columns, got {len(group.chunks)}")

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.formats.local_pin import LocalPin
-from headrace.formats.parquet_footers import ParquetPlace, file_bytes
+from headrace.formats.parquet_footers import ParquetPlace
 from headrace.formats.parquet_groups import GroupTable
+from headrace.formats.pinning import place_bytes
 from headrace.storage import shown
 
 _log = logging.getLogger("headrace")
@@ -73,7 +74,7 @@ def load_index(path: Path, files: Sequence[ParquetPlace], leaves: int) -> GroupT
         return None
     typed: dict[str, Any] = {name: array.astype(_DTYPES.get(name, np.int64)) for name, array in arrays.items()}
     table = GroupTable(**typed)
-    return table if _makes_sense(table, np.array([file_bytes(place) for place in files], np.int64), leaves) else None
+    return table if _makes_sense(table, np.array([place_bytes(place) for place in files], np.int64), leaves) else None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -6,8 +6,8 @@ Three nouns carry the design:
     Order        says which sample comes when       numbers, no bytes     headrace.order
     DataLoader   brings them to the device in time  threads and memory    headrace.loader
 
-Most programs need a dataset (`NumpyDataset`, `ParquetDataset`, `ArrayDataset`, or any map-style torch Dataset) and a
-`DataLoader`:
+Most programs need a dataset (`NumpyDataset`, `ParquetDataset`, `TarDataset`, `ArrayDataset`, or any map-style torch
+Dataset) and a `DataLoader`:
 
     >>> import numpy as np
     >>> import headrace as hr
@@ -28,6 +28,7 @@ from headrace.errors import (
     HeadraceError,
     ResumeError,
     SampleError,
+    ShardError,
     StalePassError,
     StorageError,
 )
@@ -35,8 +36,10 @@ from headrace.errors import (
 if TYPE_CHECKING:
     from headrace.datasets import ArrayDataset, Normalizer, NumpyDataset, OrderSampler, fit_normalizer
     from headrace.datasets.parquet import ParquetDataset
+    from headrace.datasets.tar import TarDataset
     from headrace.formats import Pad, Ragged, Raw
     from headrace.formats.image import image
+    from headrace.formats.tar_writer import write_shards
     from headrace.loader import DataLoader
     from headrace.storage import Store
 
@@ -58,11 +61,14 @@ __all__ = [
     "Raw",
     "ResumeError",
     "SampleError",
+    "ShardError",
     "StalePassError",
     "StorageError",
     "Store",
+    "TarDataset",
     "fit_normalizer",
     "image",
+    "write_shards",
 ]
 
 _LOADED_ON_USE = {
@@ -76,8 +82,10 @@ _LOADED_ON_USE = {
     "Ragged": "headrace.formats",
     "Raw": "headrace.formats",
     "Store": "headrace.storage",
+    "TarDataset": "headrace.datasets.tar",
     "fit_normalizer": "headrace.datasets",
     "image": "headrace.formats.image",
+    "write_shards": "headrace.formats.tar_writer",
 }
 
 

@@ -4,6 +4,7 @@
     ├── ArgumentError     (ValueError)    arguments that cannot work, alone or together
     ├── DependencyError   (ImportError)   an optional package is missing; the text names the pip line
     ├── FormatError       (ValueError)    a file is not what it claims to be
+    │   └── ShardError                    a tar shard is damaged, or its members do not make samples
     ├── SampleError       (RuntimeError)  one sample cannot be read or transformed
     ├── StorageError      (OSError)       bytes cannot be had
     ├── ResumeError       (ValueError)    a state does not belong to this dataset and these arguments
@@ -28,6 +29,10 @@ class DependencyError(HeadraceError, ImportError):
 
 class FormatError(HeadraceError, ValueError):
     """A file is not what it claims to be."""
+
+
+class ShardError(FormatError):
+    """A tar shard is damaged, or its members do not make samples."""
 
 
 class SampleError(HeadraceError, RuntimeError):

@@ -34,6 +34,9 @@ class Decoder(Protocol):
     def decode(self, payloads: Sequence[Payload], out: Array) -> None:
         """Fills `out` (len(payloads), *column.shape), of the column's dtype and C-contiguous.
 
+        A decoder that draws at random has an attribute `uses_keys` that is true, and takes a third argument `keys`,
+        uint64 (len(payloads),): what it draws for a sample depends on nothing but its key; None stands for zeros.
+
         Raises:
             PayloadError: A payload is not what the decoder takes; `place` says which, and `out` holds anything.
             DependencyError: An optional package is missing.

@@ -7,109 +7,147 @@ as Pillow's for 8-bit pixels and within one level of it. All of this releases th
 readers do in Python.
 """
 
-import io
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headrace.errors import ArgumentError, DependencyError
+from headrace.errors import ArgumentError
 from headrace.formats.decoding import Payload, PayloadError
+from headrace.formats.image_crops import Range, centred, random_part, shrunk
+from headrace.formats.image_reading import MAX_PIXELS, Part, Pixels, packages, read_pixels
 from headrace.formats.source import Array, Column
 
-Pixels = npt.NDArray[np.uint8]
+Mode: TypeAlias = Literal["resize", "center_crop", "random_resized_crop"]
+_MODES = ("resize", "center_crop", "random_resized_crop")
 
-MAX_PIXELS = 1 << 26
-# Only what reads pixels and nothing else: Pillow's EPS reader, for one, would start Ghostscript
-_FORMATS = ("JPEG", "PNG", "PPM", "GIF", "BMP", "WEBP")
-_NAMES = "JPEG, PNG, WebP, PPM, GIF or BMP"
-# libjpeg-turbo has fast code for these alone: decoding 500x375 at 5/8 took 890 us, in full 670 us
-_REDUCTIONS = (8, 4, 2)
-_JPEG_BEGINS = b"\xff\xd8"
-_JPEG_AS_RGB = ("YCbCr", "RGB", "Gray")
+# torchvision's defaults
+SCALE = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageDecoder:
-    """Decodes images to RGB of one size; `headrace.image` makes one.
+    """Decodes images to RGB; `headrace.image` makes one.
 
     Attributes:
-        size: Height and width, in pixels.
+        size: Height and width, in pixels; None leaves images as large as they are.
         mode: How they are made that large.
         layout: Which axis holds the channels.
         max_pixels: The most pixels that an image may have before it is resized.
+        dtype: "uint8", 0 to 255, or "float32", 0 to 1.
+        scale: Least and largest share of an image's area in a random crop.
+        ratio: Least and largest width over height of a random crop.
     """
 
-    size: tuple[int, int]
-    mode: Literal["resize", "center_crop"] = "resize"
+    size: tuple[int, int] | None
+    mode: Mode = "resize"
     layout: Literal["chw", "hwc"] = "chw"
     max_pixels: int = MAX_PIXELS
+    dtype: Literal["uint8", "float32"] = "uint8"
+    scale: Range = SCALE
+    ratio: Range = RATIO
 
     @property
     def column(self) -> Column:
-        return Column(np.dtype(np.uint8), (3, *self.size) if self.layout == "chw" else (*self.size, 3))
+        dtype = np.dtype(self.dtype)
+        if self.size is None:
+            return Column(dtype, python_type=np.ndarray)
+        return Column(dtype, (3, *self.size) if self.layout == "chw" else (*self.size, 3))
 
-    def decode(self, payloads: Sequence[Payload], out: Array) -> None:
-        """Fills `out`, uint8 (len(payloads), *column.shape).
+    @property
+    def uses_keys(self) -> bool:
+        """Whether images are cropped at random."""
+        return self.mode == "random_resized_crop"
+
+    def decode(self, payloads: Sequence[Payload], out: Array, keys: npt.NDArray[np.uint64] | None = None) -> None:
+        """Fills `out`, (len(payloads), *column.shape), with images of one size.
+
+        Args:
+            payloads: The images.
+            out: Of the column's dtype.
+            keys: uint64 (len(payloads),), what random crops are drawn by; by default 0 for each.
 
         Raises:
             PayloadError: One is no image of a known format, ends too early, is damaged, or has too many pixels.
         """
+        drawn_by = [0] * len(payloads) if keys is None or not self.uses_keys else keys.tolist()
         for place, payload in enumerate(payloads):
             try:
-                pixels = self._decoded(payload)
+                pixels = self._read(payload, drawn_by[place])
             except PayloadError as error:
                 error.place = place
                 raise
-            self._resize(pixels, out[place])
+            self._write(pixels, out[place])
 
-    def _decoded(self, payload: Payload) -> Pixels:
-        """What is to be resized, (height, width, 3)."""
-        pixels = _from_turbo(self, payload) if bytes(payload[:2]) == _JPEG_BEGINS else None
-        if pixels is not None:
-            return pixels
-        pixels = _from_pillow(self, payload)
-        return pixels[self.taken(*pixels.shape[:2])]
+    def decoded(self, payload: Payload) -> Array:
+        """One image at its own size, (3, height, width) or (height, width, 3).
 
-    def taken(self, height: int, width: int) -> tuple[slice, slice]:
-        """Which rows and columns of an image show: all, or the largest part in its middle of the shape asked for."""
-        if self.mode == "resize":
+        Raises:
+            PayloadError: As `decode`.
+        """
+        assert self.size is None
+        pixels = self._read(payload, 0)
+        shape = pixels.shape if self.layout == "hwc" else (3, *pixels.shape[:2])
+        out = np.empty(shape, self.dtype)
+        self._write(pixels, out)
+        return out
+
+    def taken(self, height: int, width: int, key: int = 0) -> Part:
+        """Which rows and columns of an image show: all, those in its middle, or random ones."""
+        if self.mode == "resize" or self.size is None:
             return slice(0, height), slice(0, width)
-        scale = min(height / self.size[0], width / self.size[1])
-        rows, columns = (max(1, round(scale * length)) for length in self.size)
-        top, left = (height - rows) // 2, (width - columns) // 2
-        return slice(top, top + rows), slice(left, left + columns)
+        if self.mode == "center_crop":
+            return centred(height, width, self.size)
+        return random_part(height, width, key, self.scale, self.ratio)
 
-    def check_pixels(self, height: int, width: int) -> None:
-        """Refuses an image by what its header says, before anything is decoded."""
-        if height * width > self.max_pixels:
-            raise PayloadError(
-                f"an image of {width}x{height} pixels, more than max_pixels={self.max_pixels}: "
-                "give image(..., max_pixels=) where it is to be trusted"
-            )
+    def _read(self, payload: Payload, key: int) -> Pixels:
+        """What is to be resized, (height, width, 3)."""
+        taken = functools.partial(self.taken, key=key) if self.uses_keys else self.taken
+        return read_pixels(payload, self.max_pixels, self.size, taken, self._reduced)
 
-    def _resize(self, pixels: Pixels, out: Array) -> None:
+    def _reduced(self, part: Part, by: int, shape: tuple[int, int]) -> Part:
+        """The part of an image that was decoded at a fraction of its size."""
+        if self.uses_keys:
+            return shrunk(part, by, shape)
+        rows, columns = self.taken(*shape)
+        # a pixel more where else its middle would be off by a half, which may be four of the whole one
+        if (shape[0] - rows.stop + rows.start) % 2:
+            rows = slice(rows.start, rows.stop + 1)
+        if (shape[1] - columns.stop + columns.start) % 2:
+            columns = slice(columns.start, columns.stop + 1)
+        return rows, columns
+
+    def _write(self, pixels: Pixels, out: Array) -> None:
         # (height, width, 3) -> (3, height, width), in memory as it is
-        channels = pixels.transpose(2, 0, 1)
-        if pixels.shape[:2] != self.size:
+        channels: Array = pixels.transpose(2, 0, 1)
+        if self.size is not None and pixels.shape[:2] != self.size:
             # NumPy does the copying, since torch would wake its pool of threads for it, one pool for each of ours
             given = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
             channels = torch.nn.functional.interpolate(given, self.size, mode="bilinear", antialias=True)[0].numpy()
-        out[...] = channels if self.layout == "chw" else channels.transpose(1, 2, 0)
+        laid_out = channels if self.layout == "chw" else channels.transpose(1, 2, 0)
+        if self.dtype == "uint8":
+            out[...] = laid_out
+        else:
+            np.divide(laid_out, np.float32(255), out=out)
 
 
 def image(
-    size: int | tuple[int, int],
-    mode: Literal["resize", "center_crop"] = "resize",
+    size: int | tuple[int, int] | None = None,
+    mode: Mode = "resize",
     layout: Literal["chw", "hwc"] = "chw",
     *,
+    dtype: Literal["uint8", "float32"] = "uint8",
     max_pixels: int = MAX_PIXELS,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
 ) -> ImageDecoder:
-    """A decoder for `decode={"image": headrace.image(224)}`: uint8 RGB images of exactly one size.
+    """A decoder for `decode={"image": headrace.image(224)}`: RGB images, uint8 unless asked otherwise.
 
     Takes JPEG, PNG, WebP, PPM, GIF and BMP; of an animation the first frame. Grey, palette and CMYK images become RGB,
     16-bit ones lose their low bits, transparency is dropped. An EXIF orientation is not applied: pixels come as they
@@ -119,12 +157,18 @@ def image(
     or an eighth of its size first, which differs a little from decoding it in full.
 
     Args:
-        size: Pixels: one number for squares, or (height, width).
+        size: Pixels: one number for squares, or (height, width). None leaves each image as large as it is, for tar
+            shards: batches need images of one size then.
         mode: "resize" stretches an image to the size; "center_crop" keeps its proportions, and takes of it the largest
-            part in the middle that has those of the size.
+            part in the middle that has those of the size; "random_resized_crop" stretches a random part of it to the
+            size, as torchvision's RandomResizedCrop does. Of a sample it is another part in each epoch, and the same
+            in every run with the same seed, for any number of workers and ranks.
         layout: "chw" as torch's models want it, (3, height, width), or "hwc".
+        dtype: "uint8", or "float32" from 0 to 1.
         max_pixels: Larger images are refused by their headers; 67 million by default. Pillow's own limit,
             `PIL.Image.MAX_IMAGE_PIXELS`, holds as well where Pillow decodes.
+        scale: Of a random part the least and the largest area, as a share of the image's.
+        ratio: Of a random part the least and the largest width over height.
 
     Raises:
         ArgumentError: An argument is none of these.
@@ -134,112 +178,47 @@ def image(
     (3, 192, 256)
     """
     try:
-        height, width = map(_whole, (size, size) if isinstance(size, int | np.integer) else size)
+        shape = None if size is None else _shape(size)
     except (TypeError, ValueError):
         raise ArgumentError(f"image: expected a size of 1 or more pixels, or (height, width), got {size!r}") from None
-    if mode not in ("resize", "center_crop"):
-        raise ArgumentError(f'image: expected mode="resize" or "center_crop", got {mode!r}')
-    if layout not in ("chw", "hwc"):
-        raise ArgumentError(f'image: expected layout="chw" or "hwc", got {layout!r}')
+    _check_one_of("mode", mode, _MODES)
+    _check_one_of("layout", layout, ("chw", "hwc"))
+    _check_one_of("dtype", dtype, ("uint8", "float32"))
+    if shape is None and mode != "resize":
+        raise ArgumentError(f'image: mode="{mode}" needs a size, image(224, "{mode}")')
     try:
         _whole(max_pixels)
     except (TypeError, ValueError):
         raise ArgumentError(f"image: expected max_pixels of 1 or more, got {max_pixels!r}") from None
-    _packages()
-    return ImageDecoder((height, width), mode, layout, int(max_pixels))
+    scale, ratio = _range("scale", scale, 1.0), _range("ratio", ratio, float("inf"))
+    packages()
+    return ImageDecoder(shape, mode, layout, int(max_pixels), dtype, scale, ratio)
+
+
+def _check_one_of(name: str, given: object, known: Sequence[str]) -> None:
+    if given not in known:
+        expected = " or ".join(f'"{one}"' for one in known)
+        raise ArgumentError(f"image: expected {name}={expected}, got {given!r}")
+
+
+def _shape(size: Any) -> tuple[int, int]:
+    height, width = map(_whole, (size, size) if isinstance(size, int | np.integer) else size)
+    return height, width
+
+
+def _range(name: str, given: Any, most: float) -> Range:
+    try:
+        least, largest = map(float, given)
+        is_one = 0 < least <= largest <= most and largest < float("inf")
+    except (TypeError, ValueError):
+        is_one = False
+    if not is_one:
+        end = " to 1" if most == 1 else ""
+        raise ArgumentError(f"image: expected {name}=(least, largest), numbers above 0{end}, got {given!r}")
+    return least, largest
 
 
 def _whole(number: Any) -> int:
     if isinstance(number, bool) or operator.index(number) < 1:
         raise ValueError
     return operator.index(number)
-
-
-def _packages() -> tuple[Any, Any]:
-    """The modules simplejpeg and Pillow's Image module."""
-    try:
-        import simplejpeg
-        from PIL import Image
-    except ImportError as error:
-        raise DependencyError(
-            f'decoding images needs {error.name}, which is not installed: pip install "headrace[image]"'
-        ) from error
-    return simplejpeg, Image
-
-
-def _from_turbo(decoder: ImageDecoder, payload: Payload) -> Pixels | None:
-    """What is taken of a JPEG, perhaps of a reduced size; None where libjpeg-turbo can't make it or has doubts."""
-    simplejpeg, _ = _packages()
-    try:
-        height, width, color, _ = simplejpeg.decode_jpeg_header(payload)
-    except ValueError:
-        return None
-    decoder.check_pixels(height, width)
-    if color not in _JPEG_AS_RGB:
-        return None
-    rows, columns = decoder.taken(height, width)
-    by = next(
-        (
-            by
-            for by in _REDUCTIONS
-            if (rows.stop - rows.start) // by >= decoder.size[0]
-            and (columns.stop - columns.start) // by >= decoder.size[1]
-        ),
-        1,
-    )
-    # the smallest size that is no less than this is this one
-    least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(payload, "RGB", **least)
-    except ValueError as error:
-        if "premature end of data segment" in str(error):  # Pillow would make up the rest
-            raise PayloadError(f"cannot decode the {width}x{height} pixels of a JPEG image: {error}") from None
-        return None
-    rows, columns = decoder.taken(*pixels.shape[:2])
-    # of a reduced image a pixel more where else its middle would be off by a half, which may be four of the whole one
-    if by > 1 and (pixels.shape[0] - rows.stop + rows.start) % 2:
-        rows = slice(rows.start, rows.stop + 1)
-    if by > 1 and (pixels.shape[1] - columns.stop + columns.start) % 2:
-        columns = slice(columns.start, columns.stop + 1)
-    return pixels[rows, columns]
-
-
-def _from_pillow(decoder: ImageDecoder, payload: Payload) -> Pixels:
-    _, image_module = _packages()
-    try:
-        opened = image_module.open(io.BytesIO(payload), formats=_FORMATS)
-    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
-        raise PayloadError(f"an image of too many pixels: {error}") from None
-    except Exception as error:  # noqa: BLE001 (its readers raise whatever they stumble over)
-        raise PayloadError(_not_an_image(payload, error)) from None
-    with opened:
-        width, height = opened.size
-        decoder.check_pixels(height, width)
-        try:
-            opened.load()
-        except Exception as error:  # noqa: BLE001 (as above)
-            raise PayloadError(
-                f"cannot decode the {width}x{height} pixels of a {opened.format} image from its {len(payload)} bytes: "
-                f"{error}"
-            ) from None
-        return _as_rgb(opened)
-
-
-def _as_rgb(opened: Any) -> Pixels:
-    if opened.mode == "F":
-        raise PayloadError("expected an image of 8 or 16 bits a channel, got floating-point numbers")
-    if opened.mode.startswith("I"):
-        grey = (np.asarray(opened).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if opened.mode != "RGB":
-        opened.info.pop("transparency", None)  # which is dropped: with it, Pillow warns of that
-        opened = opened.convert("RGB")
-    return np.array(opened)
-
-
-def _not_an_image(payload: Payload, error: Exception) -> str:
-    begins = bytes(payload[:16])
-    if len(payload) == 0:
-        return f"expected a {_NAMES} image, got 0 bytes"
-    detail = "" if type(error).__name__ == "UnidentifiedImageError" else f": {error}"
-    return f"expected a {_NAMES} image, got {len(payload)} bytes that begin with {begins!r}{detail}"

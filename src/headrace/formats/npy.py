@@ -86,7 +86,7 @@ def read_npy_header(path: Path) -> ArrayFile:
             header says.
     """
     start, file_bytes = read_bytes(path, 0, _FIRST_BYTES)
-    offset = _data_offset(path, start)
+    offset = data_offset(path, start)
     if offset > len(start):
         start, _ = read_bytes(path, 0, offset)
     return _array_file(path, start[:offset], offset, file_bytes)
@@ -103,7 +103,7 @@ def read_stored_headers(store: Store, objects: Sequence[StoredObject]) -> list[A
     for first in range(0, len(objects), _FILES_AT_ONCE):
         some = objects[first : first + _FILES_AT_ONCE]
         starts = _read_starts(store, some, [_FIRST_BYTES] * len(some))
-        offsets = [_data_offset(place, start) for place, start in zip(some, starts, strict=True)]
+        offsets = [data_offset(place, start) for place, start in zip(some, starts, strict=True)]
         longer = [i for i, start in enumerate(starts) if offsets[i] > len(start)]
         rest = _read_starts(store, [some[i] for i in longer], [offsets[i] for i in longer])
         for i, start in zip(longer, rest, strict=True):
@@ -113,6 +113,22 @@ def read_stored_headers(store: Store, objects: Sequence[StoredObject]) -> list[A
             for place, start, offset in zip(some, starts, offsets, strict=True)
         ]
     return arrays
+
+
+def parse_header(name: str, start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """The dtype, shape and order of an array in memory, and the byte at which it begins; any dtype and shape.
+
+    Args:
+        name: What error texts call it.
+        start: Its first bytes, the whole header among them.
+
+    Raises:
+        FormatError: They are no header, or end within it.
+    """
+    offset = data_offset(name, start)
+    if len(start) < offset:
+        _refuse(name, f"it ends within its header: expected {offset} bytes of it, got {len(start)}")
+    return *_parse(name, start[:offset]), offset
 
 
 def _read_starts(store: Store, objects: Sequence[StoredObject], lengths_bytes: Sequence[int]) -> list[bytes]:
@@ -127,8 +143,12 @@ def _read_starts(store: Store, objects: Sequence[StoredObject], lengths_bytes: S
     return [start.tobytes() for start in starts]
 
 
-def _data_offset(path: FilePlace, start: bytes) -> int:
-    """Where the array begins: the length of magic, version and header, as the file's first bytes say."""
+def data_offset(path: FilePlace | str, start: bytes) -> int:
+    """Where the array begins: the length of magic, version and header, as the first bytes (12 or more) say.
+
+    Raises:
+        FormatError: They begin no array of a known version, or its header would be longer than any is.
+    """
     if not start:
         raise FormatError(f"{path} is empty (0 bytes): write it again")
     if start[:6] != _MAGIC or len(start) < 10:
@@ -147,9 +167,11 @@ def _array_file(path: FilePlace, header: bytes, offset: int, file_bytes: int) ->
     """What the bytes before the array say."""
     if len(header) < offset:
         _refuse(path, f"the file ends within its header: expected {offset} bytes of it, got {len(header)}")
-    length_bytes = 2 if header[6] == 1 else 4
-    text = header[8 + length_bytes :].decode("utf-8" if header[6] == 3 else "latin-1", "replace")
-    dtype, shape, fortran_order = _parse(path, text)
+    dtype, shape, fortran_order = _parse(path, header)
+    if refused := why_refused(dtype):
+        raise FormatError(f"{path}: {refused}")
+    if not shape:
+        raise FormatError(f"{path}: expected one row per sample, got a single value (a 0-d array)")
     array = ArrayFile(path, dtype, shape, fortran_order, offset, zlib.crc32(header))
     check_file_bytes(array, file_bytes)
     return array
@@ -167,8 +189,10 @@ def check_file_bytes(array: ArrayFile, file_bytes: int) -> None:
         )
 
 
-def _parse(path: FilePlace, text: str) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """The header's dtype, shape and order."""
+def _parse(path: FilePlace | str, start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """The dtype, shape and order that the bytes before an array say."""
+    length_bytes = 2 if start[6] == 1 else 4
+    text = start[8 + length_bytes :].decode("utf-8" if start[6] == 3 else "latin-1", "replace")
     try:
         header = _literal(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -184,10 +208,6 @@ def _parse(path: FilePlace, text: str) -> tuple[np.dtype[Any], tuple[int, ...], 
         dtype = np.lib.format.descr_to_dtype(descr)
     except (ValueError, TypeError, KeyError, IndexError, SyntaxError, RecursionError):
         _refuse(path, f"its dtype makes no sense: {str(descr)[:80]!r}")
-    if refused := why_refused(dtype):
-        raise FormatError(f"{path}: {refused}")
-    if not shape:
-        raise FormatError(f"{path}: expected one row per sample, got a single value (a 0-d array)")
     return dtype, shape, fortran_order
 
 
@@ -199,5 +219,5 @@ def _literal(text: str) -> object:
         return ast.literal_eval(re.sub(r"\b(\d+)L\b", r"\1", text))
 
 
-def _refuse(path: FilePlace, reason: str) -> NoReturn:
+def _refuse(path: FilePlace | str, reason: str) -> NoReturn:
     raise FormatError(f"{path} is not a sound .npy file: {reason}; write it again with np.save")

@@ -179,6 +179,8 @@ def _decoded(leaf: Leaf, nest: Nesting, options: ColumnOptions) -> ParquetColumn
     if not (hasattr(decoder, "column") and hasattr(decoder, "decode")):
         raise ColumnRefused(f"decode: expected a decoder such as hr.image(224), got {decoder!r}")
     column = decoder.column
+    if not column.is_fixed:
+        raise ColumnRefused(f"decode: expected a decoder to samples of one shape, hr.image(224), got {decoder!r}")
     fill = _number_fill(leaf, options, column.dtype, column.shape)
     return DecodedColumn(**_place(leaf), column=column, decoder=decoder, fill=fill)
 

@@ -21,6 +21,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Ids: TypeAlias = npt.NDArray[np.int64]
 # (start, stop, out): see Source.prepare
 ReadPart: TypeAlias = Callable[[int, int, Mapping[str, Array]], "Mapping[str, Values]"]
+# Sample ids to as many keys: see Source.keyed
+KeysOf: TypeAlias = Callable[[Ids], npt.NDArray[np.uint64]]
 
 _BLOCK_BYTES = 8 << 20
 _LARGEST_BLOCK_BYTES = 64 << 20
@@ -36,7 +38,9 @@ class Column:
         shape: One sample's shape; `()` where a sample is one number. Where it is ragged, that of each of its values.
         ragged: Whether the samples differ in length.
         torch_dtype: Set where NumPy has no such dtype (bfloat16, float8): the array then holds its bits as integers.
-        python_type: str, bytes or object where samples stay in Arrow's memory until a batch holds a list of them.
+        python_type: str, bytes or object where samples are no rows of an array: they stay in Arrow's memory until a
+            batch holds a list of them, or are Python's own objects. `np.ndarray` where they are arrays of any shape,
+            but of one within a batch.
         as_list: Whether a batch holds a ragged column as a list of tensors.
         mean_bytes: The bytes of one sample on average, where they differ.
     """
@@ -88,12 +92,14 @@ class Source(ABC):
             be read; 0 where a little before they are read is early enough.
         splits_by_block: Whether random parts are to be drawn from each block by itself, so that a part, too, is read
             block by block.
+        is_sequential: Whether it can be read in file order alone, so that nothing is to be shuffled.
     """
 
     schema: Mapping[str, Column]
     random_access: bool
     read_ahead_bytes: int = 0
     splits_by_block: bool = False
+    is_sequential: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -144,6 +150,17 @@ class Source(ABC):
 
         Args:
             columns: Some of the schema's, at least one.
+        """
+        return self
+
+    def keyed(self, keys_of: KeysOf) -> "Source":  # noqa: ARG002 (those that draw when they decode use it)
+        """The same samples under the same ids, of which random decoding (a random crop, say) draws by these keys.
+
+        A sample that is read twice under one key is the same both times. Without random decoding a source returns
+        itself. What is in memory, and what was announced, is shared; for a pass, not to be kept or pickled.
+
+        Args:
+            keys_of: Sample ids, int64 (m,), to keys, uint64 (m,); called from any number of threads at once.
         """
         return self
 

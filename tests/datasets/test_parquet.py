@@ -1,6 +1,7 @@
 """ParquetDataset: what its arguments make of columns, in samples and batches."""
 
 import datetime as dt
+import pickle
 from decimal import Decimal
 
 import numpy as np
@@ -119,6 +120,36 @@ def test_the_reference_model_s_batches_come_from_torch_s_loader_too(path, num_wo
     for x, y in DataLoader(dataset, batch_size=5, shuffle=True, num_workers=num_workers):
         assert x.dtype == torch.float32
         assert x[:, 0].tolist() == y.tolist()
+
+
+def test_random_crops_depend_on_seed_epoch_and_row_alone(tmp_path):
+    import io
+
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(np.linspace(0, 255, 60).astype(np.uint8)[None, :, None].repeat(30, 0).repeat(3, 2)).save(
+        sink, "PNG"
+    )
+    rows = pa.table({"image": [sink.getvalue()] * 8, "label": range(8)})
+    pq.write_table(rows, tmp_path / "i.parquet", row_group_size=3)
+    crop = hr.image(8, mode="random_resized_crop")
+    dataset = hr.ParquetDataset(tmp_path / "i.parquet", ["image", "label"], decode={"image": crop})
+
+    def crops(items):
+        rows = [zip(item["label"].reshape(-1), item["image"].reshape(-1, 3, 8, 8), strict=True) for item in items]
+        return {int(label): str(image.tolist()) for pairs in rows for label, image in pairs}
+
+    loader = hr.DataLoader(dataset, batch_size=3, shuffle=True, seed=5)
+    first, second = crops(loader), crops(loader)
+    assert all(first[i] != second[i] for i in range(8))
+    view = dataset.to_iterable_dataset(seed=5)
+    assert [crops(view), crops(view)] == [first, second]
+    fixed = crops([dataset[:]])
+    assert len(set(fixed.values())) > 4
+    assert crops(pickle.loads(pickle.dumps(dataset))[i] for i in range(8)) == fixed
+    assert crops([dataset.select([6, 2])[:]]) == {i: fixed[i] for i in (6, 2)}
+    assert dataset.source.counts()["decoded_samples"] == 8  # all passes share what is in memory
 
 
 def test_images_as_hugging_face_writes_them_are_decoded(tmp_path):

@@ -2,6 +2,7 @@
 
 arrays       ArrayDataset, NumpyDataset: map-style
 parquet      ParquetDataset: map-style
+tar          TarDataset: an IterableDataset over samples that are map-style too
   mapstyle   what they share: samples, batches at once, select, take, split
   views      parts of a source as sources
   splits     random parts, drawn from all samples or from each block
@@ -12,6 +13,7 @@ iterable     IterableView: the same samples as an IterableDataset that splits it
 sampler      OrderSampler: our order for torch's own DataLoader
 normalize    fit_normalizer: mean and standard deviation of columns
 schedule     Schedule: order, steps and progress over one source; what every face drives
+skipping     SampleReader: reads around samples that fail
 read_ahead   announced: which samples a source is told of before they are read
 world        which rank this process is
 """

@@ -8,13 +8,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from headrace.errors import ArgumentError
+from headrace.errors import ArgumentError, SampleError
 from headrace.formats import Array, Column, Ragged, Values
 
 Batch: TypeAlias = dict[str, Any] | list[Any]
 Sample: TypeAlias = dict[str, Any] | tuple[Any, ...]
 
 VALID = "__valid__"
+
+# What is no array and holds none: most of what lists and dicts of JSON hold, which are then left as they are
+_ATOMS = {str, bytes, int, float, bool, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,15 @@ class BatchForm:
         """What a loop gets of the columns: a dict, or a list in the order of the schema.
 
         Arrays (rows, *shape) become tensors, without a copy; ragged rows stay `Ragged`, or become a list of tensors
-        where the column says so; Arrow arrays become lists of Python's own objects.
+        where the column says so; Arrow arrays become lists of Python's own objects, arrays of objects lists of them, in
+        which arrays are tensors.
+
+        Raises:
+            SampleError: Samples differ in shape, of a column whose batches are one array.
         """
+        for name, column in self.schema.items():
+            if column.python_type is np.ndarray:
+                _check_alike(name, columns[name])
         leaves = {name: as_leaf(columns[name], column) for name, column in self.schema.items()}
         return list(leaves.values()) if self.as_tuple else leaves
 
@@ -87,10 +97,23 @@ def as_leaf(values: Values, column: Column) -> Any:
         if not isinstance(values, Ragged):
             return values.to_pylist()
         return values.to_list() if column.as_list else values
+    if values.dtype.hasobject:
+        rows = values.tolist()
+        return [_with_tensors(row) for row in rows] if column.python_type not in (str, bytes) else rows
     if values.dtype.names:
         return {field: _field_as_tensor(values[field]) for field in values.dtype.names}
     tensor = torch.from_numpy(values)
     return tensor if column.torch_dtype is None else tensor.view(column.torch_dtype)
+
+
+def _check_alike(name: str, values: Values) -> None:
+    """Refuses arrays that make no array together."""
+    if isinstance(values, np.ndarray) and values.dtype.hasobject:
+        shapes = list(dict.fromkeys(np.shape(row) for row in values))
+        raise SampleError(
+            f"{name}: expected arrays of one shape in a batch, got {' and '.join(map(str, shapes[:2]))}: "
+            f"images are made as large as each other by decode={{{name!r}: headrace.image(224)}}"
+        )
 
 
 def _field_as_tensor(array: Array) -> Any:
@@ -100,6 +123,32 @@ def _field_as_tensor(array: Array) -> Any:
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)
+
+
+def _with_tensors(tree: Any) -> Any:
+    """The same dicts, lists and tuples with tensors for the arrays in them; of text, say, there are none."""
+    if isinstance(tree, np.ndarray):
+        return _array_as_tensor(tree)
+    if isinstance(tree, dict):
+        if _ATOMS.issuperset(map(type, tree.values())):
+            return tree
+        return {name: _with_tensors(value) for name, value in tree.items()}
+    if type(tree) not in (list, tuple) or _ATOMS.issuperset(map(type, tree)):
+        return tree
+    return type(tree)(map(_with_tensors, tree))
+
+
+def _array_as_tensor(array: Array) -> Any:
+    """The array as a tensor over its memory, or a copy where torch wants it otherwise; itself where none holds it."""
+    if array.dtype.names:
+        return {field: _array_as_tensor(array[field]) for field in array.dtype.names}
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    is_plain = array.flags.writeable and array.flags.aligned and all(stride >= 0 for stride in array.strides)
+    try:
+        return _field_as_tensor(array if is_plain else array.copy())
+    except TypeError:  # of a dtype that torch hasn't
+        return array
 
 
 def _sliced(values: Values, start: int, stop: int) -> Values:

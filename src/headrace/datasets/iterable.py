@@ -1,8 +1,10 @@
 """Any of our map-style datasets as an IterableDataset that splits itself over ranks and torch's workers."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from headrace.datasets.batches import with_valid
@@ -11,7 +13,9 @@ from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED, SharedPasses, Start
 from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Plan, Schedule
+from headrace.datasets.skipping import SampleReader, skipping
 from headrace.errors import ArgumentError, StalePassError
+from headrace.formats import ReadPart, Source, Values, check_out
 
 _SAMPLES_AT_ONCE = 1024
 _BYTES_AT_ONCE = 4 << 20
@@ -36,6 +40,8 @@ class IterableView(IterableDataset[Any]):
         [[0, 1, 2, 3], [4, 5]]
     """
 
+    _refusal: ArgumentError | None = None  # why there is no order, of a subclass that may do without one
+
     def __init__(
         self,
         dataset: MapDataset,
@@ -48,6 +54,8 @@ class IterableView(IterableDataset[Any]):
         shuffle_window: int | None = None,
         drop_last: bool = False,
         pad_last: bool = False,
+        on_error: str = "raise",
+        max_errors: int = 100,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -63,6 +71,10 @@ class IterableView(IterableDataset[Any]):
             shuffle_window: Samples permuted together under a "window" shuffle.
             drop_last: Whether the samples that don't fill a last step are left out.
             pad_last: Whether the last step is filled up with repeats; batches then have a column `__valid__`.
+            on_error: "raise", or "skip": a sample that cannot be read is left out, logged and counted in `skipped`.
+                Steps and single samples are counted as they were planned, so `state_dict(steps=)` counts skipped ones.
+            max_errors: With "skip", the most different samples that may be skipped in one process before SampleError
+                is raised.
             rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
             world_size: The number of ranks.
 
@@ -78,6 +90,7 @@ class IterableView(IterableDataset[Any]):
         if pad_last and not self.batched:
             raise ArgumentError("pad_last: expected a batch_size with it, since single samples have no `__valid__`")
         self._dataset = dataset
+        self._skipped = skipping(on_error, max_errors, among_workers=True)
         self._schedule = Schedule(
             dataset.source,
             batch_size=1 if batch_size is None else batch_size,
@@ -105,6 +118,7 @@ class IterableView(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """Begins this process's part of a pass with the first sample that is asked for."""
+        self._check_planned()
         start_of_run, epoch, position = self._passes.begin()
         self._follow(start_of_run)
         worker = get_worker_info()
@@ -112,15 +126,18 @@ class IterableView(IterableDataset[Any]):
         self._pass += 1
         number, delivered = self._pass, 0
         self._delivered = epoch, delivered
-        source = self._dataset.source
+        source = self._schedule.source_of(epoch)
+        reader = SampleReader(source, self._skipped)
         try:
-            for plan in self._announced(self._plans(epoch, position, first, every)):
-                for item in self._read(plan):
+            for plan in self._announced(source, self._plans(epoch, position, first, every)):
+                for item, steps in self._read(reader, plan):
                     if number != self._pass:
                         raise StalePassError(ENDED)
-                    delivered += 1
-                    self._delivered = epoch, delivered
+                    self._delivered = epoch, delivered + steps
                     yield item
+                delivered += len(plan.bounds) - 1
+                if number == self._pass:  # none may have been left of the last ones
+                    self._delivered = epoch, delivered
         finally:
             if number == self._pass:
                 source.end_prefetch()
@@ -141,9 +158,9 @@ class IterableView(IterableDataset[Any]):
             samples = min(samples, _BYTES_AT_ONCE // sample_bytes)
         return max(1, samples * self._schedule.steps.world_size // self._schedule.steps.global_batch_size)
 
-    def _announced(self, plans: Iterator[Plan]) -> Iterator[Plan]:
+    def _announced(self, source: Source, plans: Iterator[Plan]) -> Iterator[Plan]:
         """The plans; before each the source is told what comes as much later as it wants to know it."""
-        source, steps = self._dataset.source, self._schedule.steps
+        steps = self._schedule.steps
         if source.read_ahead_bytes == 0:
             yield from plans
             return
@@ -153,21 +170,56 @@ class IterableView(IterableDataset[Any]):
                 source.prefetch(coming)
             yield plan
 
-    def _read(self, plan: Plan) -> Iterator[Any]:
-        """The items of some of this worker's steps: batches, or single samples read together."""
-        source, form = self._dataset.source, self._dataset.form
+    def _read(self, reader: SampleReader, plan: Plan) -> Iterator[tuple[Any, int]]:
+        """The items of some of this worker's steps, batches or single samples, and how many steps each ends."""
+        source, form = reader.source, self._dataset.form
         ids, bounds, valid = plan
         if not self.batched:
-            chunk = Chunk(form, form.batch(source.read(ids)), len(ids))
-            yield from chunk.rows() if collate_at_once() else form.rows(chunk.batch)
+            samples, kept = reader.samples(ids, self._rows, may_go_apart=True)
+            # what was skipped belongs to the step before it
+            yield from zip(samples, [*np.flatnonzero(kept)[1:].tolist(), len(ids)], strict=False)
             return
         rows = [slice(start, stop) for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
         announces_steps = source.read_ahead_bytes == 0
+        part = reader.prepare(ids)
         for i, step in enumerate(rows):
             if announces_steps and i + 1 < len(rows):
                 source.prefetch(ids[rows[i + 1]])
-            batch = form.batch(source.read(ids[step]))
-            yield batch if valid is None else with_valid(batch, valid[step])
+            read = None if part is None else functools.partial(self._read_part, part, step)
+            columns, readable = reader.columns(ids[step], read)
+            batch = form.batch(columns)
+            if valid is not None:
+                batch = with_valid(batch, valid[step] if readable is None else valid[step][readable])
+            yield batch, i + 1
+
+    def _read_part(self, part: ReadPart, rows: slice) -> Mapping[str, Values]:
+        return part(rows.start, rows.stop, check_out(None, self._dataset.schema, rows.stop - rows.start))
+
+    def _rows(self, columns: Mapping[str, Values], samples: int) -> list[Any]:
+        form = self._dataset.form
+        chunk = Chunk(form, form.batch(columns), samples)
+        return chunk.rows() if collate_at_once() else form.rows(chunk.batch)
+
+    @property
+    def skipped(self) -> int:
+        """Samples that this rank has skipped since the view was made, in all worker processes together."""
+        return 0 if self._skipped is None else self._skipped.count
+
+    def samples_for_a_loader(self) -> MapDataset:
+        """The samples for `headrace.DataLoader`, which plans by itself.
+
+        Raises:
+            ArgumentError: This view plans already.
+        """
+        raise ArgumentError(
+            f"dataset: expected a map-style dataset, got {type(self).__qualname__}, an IterableDataset; "
+            "give the dataset that it was made from, or iterate over it with torch's DataLoader"
+        )
+
+    def _check_planned(self) -> None:
+        """Refuses to go on without an order."""
+        if self._refusal is not None:
+            raise ArgumentError(str(self._refusal))
 
     def _follow(self, start: Start) -> None:
         """Takes over the order that the main process loaded, in a worker that was started before."""
@@ -187,6 +239,7 @@ class IterableView(IterableDataset[Any]):
 
         To be called in the main process.
         """
+        self._check_planned()
         start = self._passes.start()
         if self._passes.latest() is None and start.epoch == epoch:
             return
@@ -205,6 +258,7 @@ class IterableView(IterableDataset[Any]):
         Raises:
             ArgumentError: Worker processes do the reading, and `steps` is not given; or the pass has not that many.
         """
+        self._check_planned()
         latest = self._passes.latest()
         if latest is None:
             start = self._passes.start()
@@ -224,6 +278,7 @@ class IterableView(IterableDataset[Any]):
 
         To be called in the main process.
         """
+        self._check_planned()
         self._schedule.load_state_dict(state)
         self._pass += 1
         self._restart(self._schedule.progress.epoch, self._schedule.progress.position)

@@ -1,5 +1,6 @@
 """Datasets over Parquet files."""
 
+import functools
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from headrace.formats.column_files import PathLike
 from headrace.formats.decoding import Decoder
 from headrace.formats.parquet_columns import ColumnOptions
 from headrace.formats.parquet_source import ParquetSource
+from headrace.order import DECODE, hash_words
 from headrace.storage import Store
 
 if TYPE_CHECKING:
@@ -128,7 +130,8 @@ class ParquetDataset(MapDataset):
             options=options,
             index_dir=index_dir,
         )
-        super().__init__(source, as_tuple=as_tuple)
+        # a key for each row, so that what is drawn differs between them; passes draw by keys of their own
+        super().__init__(source.keyed(functools.partial(hash_words, 0, 0, DECODE)), as_tuple=as_tuple)
 
     def __repr__(self) -> str:
         source, rows = self._files(), None

@@ -1,5 +1,6 @@
 """A source's order, cut into steps for one rank, and where a run over it stands: what every face of headrace drives."""
 
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from headrace.datasets.world import resolve_world
 from headrace.errors import ArgumentError
 from headrace.formats import Array, Ids, Source
 from headrace.order import (
+    DECODE,
     BlockTotals,
     Layout,
     Order,
@@ -18,6 +20,7 @@ from headrace.order import (
     Steps,
     check_dataset,
     check_given,
+    hash_words,
     resolve_layout,
 )
 
@@ -98,7 +101,17 @@ class Schedule:
         self.lay_out(layout, 0 if seed is None else seed)
 
     def lay_out(self, layout: Layout, seed: int) -> None:
-        """Takes another order: a loaded state's, or one that the main process loaded."""
+        """Takes another order: a loaded state's, or one that the main process loaded.
+
+        Raises:
+            ArgumentError: It shuffles what can be read in file order alone.
+        """
+        if layout.shuffle and self._source.is_sequential:
+            raise ArgumentError(
+                f'shuffle: expected False with compressed="stream", which reads shards in file order, '
+                f"got {layout.shuffle!r}\n"
+                '  give compressed="cache" and a Store(cache_dir=...), which decompresses each shard once'
+            )
         lengths = self._source.blocks.lengths if layout.shuffle == "window" else None
         self.order = Order(len(self._source), layout, seed=seed, block_lengths=lengths)
         self.steps = Steps(len(self._source), layout.lanes, **self._step_rules)
@@ -107,6 +120,10 @@ class Schedule:
         """This rank's samples of `count` steps from a position on, taking one in `every`; see `Steps.share`."""
         share = self.steps.share(position, count, every)
         return Plan(self.order.sample_ids(epoch, share.sequence), share.bounds, share.valid)
+
+    def source_of(self, epoch: int) -> Source:
+        """What a pass over an epoch reads: the source, whose random decoding draws for this epoch."""
+        return self._source.keyed(functools.partial(hash_words, self.order.seed, epoch, DECODE))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the run: JSON-able, under 1 KB, the same on all ranks."""

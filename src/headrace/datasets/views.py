@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from headrace.errors import ArgumentError
 from headrace.formats import Array, Blocks, Ids, ReadPart, Source, Values, check_ids, fingerprint, uniform_blocks
+from headrace.formats.source import KeysOf
 
 
 class Selection(ABC):
@@ -92,7 +93,7 @@ class SelectedSource(Source):
             raise ArgumentError("expected a selection of at least one sample, got none")
         self.base, self._selection = base, selection
         self.schema, self.random_access = base.schema, base.random_access
-        self.read_ahead_bytes = base.read_ahead_bytes
+        self.read_ahead_bytes, self.is_sequential = base.read_ahead_bytes, base.is_sequential
         self.splits_by_block = base.splits_by_block and selection.goes_by_block
 
     def __len__(self) -> int:
@@ -121,6 +122,11 @@ class SelectedSource(Source):
 
     def narrowed(self, columns: Collection[str]) -> Source:
         base = self.base.narrowed(columns)
+        return self if base is self.base else SelectedSource(base, self._selection)
+
+    def keyed(self, keys_of: KeysOf) -> Source:
+        """A key belongs to a sample of the base, so that it is decoded alike in every part."""
+        base = self.base.keyed(keys_of)
         return self if base is self.base else SelectedSource(base, self._selection)
 
     def prefetch(self, sample_ids: npt.ArrayLike) -> None:

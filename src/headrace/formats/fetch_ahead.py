@@ -31,11 +31,13 @@ class GroupBytes:
         source: Its file.
         starts: int64 (chunks,).
         stops: int64 (chunks,).
+        crc32: Of the one chunk, where that is known.
     """
 
     source: StoredObject
     starts: Ids
     stops: Ids
+    crc32: int | None = None
 
     def ranges(self, gap_bytes: int) -> list[tuple[int, int]]:
         """What to fetch, neighbours together: (start, stop) of each range."""
@@ -171,7 +173,9 @@ class FetchAhead:
         return max(_LEAST_PART_BYTES, min(BLOCK_BYTES, self.most_bytes // max(1, len(place.starts))))
 
     def _start(self, place: GroupBytes, ranges: Sequence[tuple[int, int]], *, urgent: bool) -> list[Fetched]:
-        reads = [RangeRead(place.source, start, fresh(stop - start), keep=True) for start, stop in ranges]
+        reads = [
+            RangeRead(place.source, start, fresh(stop - start), keep=True, crc32=place.crc32) for start, stop in ranges
+        ]
         transfers = self._store.start(reads, urgent=urgent)
         return [Fetched(read, transfer) for read, transfer in zip(reads, transfers, strict=True)]
 

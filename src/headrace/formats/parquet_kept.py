@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.formats.decoding import Decoder, PayloadError
@@ -143,23 +144,38 @@ class DecodedColumn(ParquetColumn):
             raise ColumnRefused(null_text(self.name, array.null_count, 0))
         return array
 
+    @property
+    def uses_keys(self) -> bool:
+        """Whether the decoder draws at random, by a key for each sample."""
+        return bool(getattr(self.decoder, "uses_keys", False))
+
     def finish(self, array: pa.Array, out: Array | None) -> Values:
+        return self.decoded(array, out, None)
+
+    def decoded(self, array: pa.Array, out: Array | None, keys: npt.NDArray[np.uint64] | None) -> Array:
+        """As `finish`, with the keys, uint64 (len(array),), by which random decoding draws."""
         if out is None:
             out = np.empty((len(array), *self.column.shape), self.column.dtype)
         missing = nulls_of(array)
         if missing is None:
-            self.decoder.decode(_payloads(array), out)
+            self._decode(array, out, keys)
             return out
         present = np.flatnonzero(~missing)
         decoded = np.empty((len(present), *self.column.shape), self.column.dtype)
         try:
-            self.decoder.decode(_payloads(array.take(pa.array(present))), decoded)
+            self._decode(array.take(pa.array(present)), decoded, None if keys is None else keys[present])
         except PayloadError as error:
             error.place = int(present[error.place])
             raise
         out[missing] = self.fill
         out[present] = decoded
         return out
+
+    def _decode(self, array: pa.Array, out: Array, keys: npt.NDArray[np.uint64] | None) -> None:
+        if self.uses_keys:
+            cast(Any, self.decoder).decode(_payloads(array), out, keys)
+        else:
+            self.decoder.decode(_payloads(array), out)
 
 
 def compact(array: pa.Array) -> pa.Array:

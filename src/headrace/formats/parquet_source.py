@@ -19,12 +19,24 @@ from headrace.formats.parquet_columns import ColumnOptions, ParquetColumn, plan_
 from headrace.formats.parquet_decoding import Slices
 from headrace.formats.parquet_files import open_parquet
 from headrace.formats.parquet_filter import RowFilter
+from headrace.formats.parquet_kept import DecodedColumn
 from headrace.formats.parquet_layout import count_kept, pieces_of, slices_of
 from headrace.formats.parquet_memory import ParquetMemory, distinct_values
 from headrace.formats.parquet_table import Table
 from headrace.formats.parquet_types import without_views
 from headrace.formats.piece_reading import Pieces
-from headrace.formats.source import Array, Blocks, Column, Ids, ReadPart, Source, check_ids, check_out, fingerprint
+from headrace.formats.source import (
+    Array,
+    Blocks,
+    Column,
+    Ids,
+    KeysOf,
+    ReadPart,
+    Source,
+    check_ids,
+    check_out,
+    fingerprint,
+)
 from headrace.formats.stored_memory import checked_store, default_memory_bytes
 from headrace.formats.values import Values
 from headrace.storage import Store, shown
@@ -99,7 +111,15 @@ class ParquetSource(Source):
         table = Table(files, planned, filters[0] if filters else None, store)
         self._attach(table, options, None, memory_bytes)
 
-    def _attach(self, table: Table, options: ColumnOptions, counted: Ids | None, memory_bytes: int | None) -> None:
+    def _attach(
+        self,
+        table: Table,
+        options: ColumnOptions,
+        counted: Ids | None,
+        memory_bytes: int | None,
+        keys_of: KeysOf | None = None,
+    ) -> None:
+        self._keys_of = keys_of
         self._table, self._options, self._counted = table, options, counted
         self._given_memory_bytes = memory_bytes
         self._memory_bytes = default_memory_bytes(_MOST_MEMORY_BYTES) if memory_bytes is None else memory_bytes
@@ -108,12 +128,12 @@ class ParquetSource(Source):
         self.read_ahead_bytes = max(sample_bytes, self._memory_bytes // _AHEAD_SHARE)
         self._memories: dict[int, ParquetMemory] = {}
 
-    def __getstate__(self) -> tuple[Table, ColumnOptions, Ids | None, int | None]:
+    def __getstate__(self) -> tuple[Table, ColumnOptions, Ids | None, int | None, KeysOf | None]:
         # a store may hold what lets one in: it travels only where it is needed
         table = self._table if self._table.is_stored else replace(self._table, store=Store())
-        return table, self._options, self._counted, self._given_memory_bytes
+        return table, self._options, self._counted, self._given_memory_bytes, self._keys_of
 
-    def __setstate__(self, state: tuple[Table, ColumnOptions, Ids | None, int | None]) -> None:
+    def __setstate__(self, state: tuple[Table, ColumnOptions, Ids | None, int | None, KeysOf | None]) -> None:
         self._attach(*state)
 
     def __len__(self) -> int:
@@ -163,7 +183,11 @@ class ParquetSource(Source):
                 read[column.name] = out[column.name]
                 continue
             try:
-                read[column.name] = column.finish(others[column.name], out.get(column.name))
+                if isinstance(column, DecodedColumn) and column.uses_keys:
+                    keys = None if self._keys_of is None else self._keys_of(ids)
+                    read[column.name] = column.decoded(others[column.name], out.get(column.name), keys)
+                else:
+                    read[column.name] = column.finish(others[column.name], out.get(column.name))
             except PayloadError as error:
                 wrong = int(ids[error.place])
                 raise SampleError(f"column {column.name!r}: {error}\n  sample {wrong}: {self.where(wrong)}") from error
@@ -191,8 +215,16 @@ class ParquetSource(Source):
         if len(kept) == len(self._table.columns):
             return self
         narrowed = object.__new__(type(self))
-        narrowed._attach(replace(self._table, columns=kept), self._options, self._kept_rows, self._given_memory_bytes)
+        table = replace(self._table, columns=kept)
+        narrowed._attach(table, self._options, self._kept_rows, self._given_memory_bytes, self._keys_of)
         return narrowed
+
+    def keyed(self, keys_of: KeysOf) -> "ParquetSource":
+        if not any(isinstance(column, DecodedColumn) and column.uses_keys for column in self._table.columns):
+            return self
+        keyed = object.__new__(type(self))
+        keyed.__dict__.update(self.__dict__, _keys_of=keys_of)
+        return keyed
 
     def counts(self) -> dict[str, int]:
         """What this process has read and decoded, and what it holds in memory, by name."""
@@ -257,7 +289,7 @@ class ParquetSource(Source):
             if None in self._options.codes.values():
                 self._find_categories()
             if self._memories and os.getpid() not in self._memories:
-                self._memories = {}  # a forked child's own: its parent's are of no use to it
+                self._memories.clear()  # a forked child's own: its parent's are of no use to it
             made = ParquetMemory(self._table, self._slices, self._pieces, self._memory_bytes)
             memory = self._memories.setdefault(os.getpid(), made)
         return memory

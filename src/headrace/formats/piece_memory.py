@@ -111,8 +111,13 @@ class PieceMemory:
             pieces_of_them: What `Pieces.locate` says of them.
             out: The arrays.
         """
-        self._reads_runs = pieces_of_them is None
         reading = Reading(self._pieces, sample_ids, self._arrays, out, self._others, pieces_of_them=pieces_of_them)
+        self.serve(reading)
+        return reading.others()
+
+    def serve(self, reading: Reading) -> None:
+        """Brings the pieces that a read needs into memory, and lets it gather from each of them once."""
+        self._reads_runs = reading.is_run
         try:
             is_ready = self._hold_all(reading)
             while True:
@@ -122,7 +127,7 @@ class PieceMemory:
                 reading.gather(self._first_rows, [one.views for one in held], [one.others for one in held])
                 self._note_read(reading)
                 if is_ready or not reading.left.any():
-                    return reading.others()
+                    return
         finally:
             self._end(reading)
 

@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
 
+from headrace.datasets.iterable import IterableView
 from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Schedule
+from headrace.datasets.skipping import SampleReader, skipping
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import DatasetSource, Ids, Source
 from headrace.loader.device import Delivery, bytes_of
 from headrace.loader.plan import Group, plan_groups
 from headrace.loader.pool import Pool
 from headrace.loader.prefetch import ReadAhead
-from headrace.loader.reading import BatchReader, Skipped, UserCode
+from headrace.loader.reading import BatchReader, UserCode
 from headrace.loader.torch_arguments import check_torch_arguments
 
 # Batches that are planned, looked up and, with workers, handed over together, so that the Python between two gathers,
@@ -87,7 +88,8 @@ class DataLoader:
         """Plans the loading; starts no thread and reads no data.
 
         Args:
-            dataset: A headrace dataset, or any map-style torch Dataset whose reads are pure.
+            dataset: A headrace dataset (of a `TarDataset`, its samples), or any map-style torch Dataset whose reads are
+                pure.
             batch_size: Samples of a batch on each rank.
             shuffle: False (file order; the default), True (as suits the source), "global" or "window".
             global_batch_size: Samples of a step over all ranks, instead of `batch_size`; the ranks' shares then differ
@@ -122,13 +124,12 @@ class DataLoader:
         """
         check_torch_arguments(torch_arguments)
         _check_workers(num_workers, worker_type, prefetch_factor, prefetch_bytes)
-        if on_error not in ("raise", "skip"):
-            raise ArgumentError(f'on_error: expected "raise" or "skip", got {on_error!r}')
-        if max_errors < 0:
-            raise ArgumentError(f"max_errors: expected a number of samples, 0 or more, got {max_errors}")
+        self._skipped = skipping(on_error, max_errors)
         self.dataset = dataset
         self.num_workers = num_workers
         self._prefetch_bytes = prefetch_bytes
+        if isinstance(dataset, IterableView):
+            dataset = dataset.samples_for_a_loader()
         self._source = _source_of(dataset)
         self._schedule = Schedule(
             self._source,
@@ -143,7 +144,6 @@ class DataLoader:
             rank=rank,
             world_size=world_size,
         )
-        self._skipped = Skipped(max_errors) if on_error == "skip" else None
         form = dataset.form if isinstance(dataset, MapDataset) and self._source is dataset.source else None
         code = UserCode(transform, collate_fn, batch_transform)
         self._sample_wise = form is None or transform is not None or collate_fn is not None
@@ -154,18 +154,13 @@ class DataLoader:
         self._steps_a_group, self._max_groups = self._grouping(prefetch_factor)
         gather_bytes = _GATHER_BYTES if num_workers else 0
         at_once = min(self._steps_a_group, gather_bytes // max(self._batch_bytes, 1)) or 1
+        if any(column.python_type in (object, np.ndarray) for column in self._source.schema.values()):
+            at_once = 1  # what they become may depend on what they are read with: images of one size are a tensor
         # idle memory: of what may be read ahead, and of what the consumer had before its last batch
         idle = 1 + (-(-self._max_groups * self._steps_a_group // at_once) if num_workers else 1)
         pool = None if self._sample_wise else Pool(self._source.schema, self._rows * at_once, idle=idle)
-        self._reader = BatchReader(
-            self._source,
-            form,
-            code,
-            pool=pool,
-            steps_at_once=at_once,
-            skipped=self._skipped,
-            one_at_a_time=form is None and worker_type is None,
-        )
+        samples = SampleReader(self._source, self._skipped, one_at_a_time=form is None and worker_type is None)
+        self._reader = BatchReader(samples, form, code, pool=pool, steps_at_once=at_once)
         self._delivery = Delivery(pin_memory=pin_memory, device=device)
         self._live: weakref.ref[_Pass] | None = None
 
@@ -189,21 +184,23 @@ class DataLoader:
         schedule = self._schedule
         epoch, position = schedule.progress.begin(schedule.steps)
         announced_after = -(-_ANNOUNCED_SAMPLES // (self._rows * self._steps_a_group))
+        source = schedule.source_of(epoch)
         groups = announced(
-            self._source,
+            source,
             plan_groups(schedule, epoch, position, self._steps_a_group),
             group_samples=self._rows * self._steps_a_group,
             ahead=max(1, self.num_workers, announced_after),
             least=max(2, self.num_workers),
         )
-        current = _Pass(schedule, self._delivery, epoch, self._batches(groups, epoch), self._source.end_prefetch)
+        batches = self._batches(source, groups, epoch)
+        current = _Pass(schedule, self._delivery, epoch, batches, source.end_prefetch)
         self._live = weakref.ref(current)
         return current
 
     def _batches(
-        self, groups: Iterator[tuple[Group, Ids | None]], epoch: int
+        self, source: Source, groups: Iterator[tuple[Group, Ids | None]], epoch: int
     ) -> "ReadAhead | Iterator[tuple[Any, int]]":
-        reader, delivery, seed = self._reader, self._delivery, self._schedule.order.seed
+        reader, delivery, seed = self._reader.over(source), self._delivery, self._schedule.order.seed
         in_own_threads = self.num_workers > 0
 
         def read(group: Group) -> Iterable[Any]:
@@ -212,23 +209,22 @@ class DataLoader:
             batches = reader.read(seed, epoch, group)
             return batches if delivery.is_plain else map(delivery.send, batches)
 
+        def announce(ids: Ids) -> None:
+            with contextlib.suppress(Exception):  # should it fail, so will the reading, at its own batch
+                source.prefetch(ids)
+
         if self.num_workers == 0:
-            return _read_here(groups, read, self._announce)
+            return _read_here(groups, read, announce)
         return ReadAhead(
             groups,
             read,
-            self._announce,
-            in_order=self._source.read_ahead_bytes > 0,
+            announce,
+            in_order=source.read_ahead_bytes > 0,
             num_workers=self.num_workers,
             max_groups=self._max_groups,
             max_bytes=self._prefetch_bytes,
             step_bytes=self._measure,
         )
-
-    def _announce(self, ids: Ids) -> None:
-        """Tells the source what will be read soon; should that fail, so will the reading, at its own batch."""
-        with contextlib.suppress(Exception):
-            self._source.prefetch(ids)
 
     def _measure(self, batch: Any) -> int:
         """The bytes of a batch; without one, or where the schema says it all, those of a batch of plain columns."""
@@ -364,11 +360,6 @@ def _end(batches: Any, end_prefetch: Callable[[], None]) -> None:
 def _source_of(dataset: Any) -> Source:
     if isinstance(dataset, MapDataset):
         return dataset.reading_source
-    if isinstance(dataset, IterableDataset):
-        raise ArgumentError(
-            f"dataset: expected a map-style dataset, got {type(dataset).__qualname__}, an IterableDataset; "
-            "give the dataset that it was made from, or iterate over it with torch's DataLoader"
-        )
     if isinstance(dataset, Mapping):
         raise ArgumentError(
             "dataset: expected a map-style dataset, got a mapping; give ArrayDataset(...) of its arrays"

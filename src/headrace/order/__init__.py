@@ -13,7 +13,7 @@ rank of any world size computes what it needs from two integers. The number of s
 shuffle keeps three integers a block.
 """
 
-from headrace.order.epoch import SAMPLE, SPLIT, Order
+from headrace.order.epoch import DECODE, SAMPLE, SPLIT, Order
 from headrace.order.hashing import hash_words
 from headrace.order.layout import BlockTotals, Layout, Shuffle, resolve_layout
 from headrace.order.permutation import permute
@@ -22,6 +22,7 @@ from headrace.order.state import State, check_dataset, check_given
 from headrace.order.steps import Share, Steps
 
 __all__ = [
+    "DECODE",
     "SAMPLE",
     "SPLIT",
     "BlockTotals",

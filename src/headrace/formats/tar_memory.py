@@ -1,0 +1,287 @@
+"""What one process has of a set of tar shards: maps of local ones, and blocks of those that can't be mapped.
+
+Guarantees:
+    - Everything may be called from any number of threads.
+    - A local shard is the one that was indexed: it is looked at when it is opened, and once a second while it is read.
+      One that another file was renamed over stays as it was for as long as it is open.
+    - What `hold` returned stays in place as long as anybody holds it.
+"""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import ShardError, StorageError
+from headrace.formats.fetch_ahead import FetchAhead, GroupBytes
+from headrace.formats.local_pin import LocalPin
+from headrace.formats.payloads import Bytes, Memories
+from headrace.formats.piece_memory import PieceMemory
+from headrace.formats.piece_reading import Content, Need, Pieces, Reading, counted
+from headrace.formats.source import Array, Ids
+from headrace.formats.stored_file import fresh
+from headrace.formats.tar_compressed import CompressedShards
+from headrace.formats.tar_index import TarIndex
+from headrace.storage import BLOCK_BYTES, LocalFile, OpenFiles, Store, StoredObject
+from headrace.storage.checksum import crc32
+
+# Of the memory, the share for stored bytes that were fetched and not asked for yet
+_FETCHED_SHARE = 4
+_LOOK_SECONDS = 1.0
+_BLOCK = "block"
+
+
+class TarMemory:
+    """Finds the bytes of samples.
+
+    Args:
+        index: The shards.
+        pieces: Their blocks as pieces.
+        store: What reads those that are not local.
+        memory_bytes: The most that blocks take.
+        compressed: "cache" or "stream": what reads compressed shards.
+        verify: Whether blocks of mapped shards are compared with the index when they are first read.
+        look_seconds: How often a local shard is looked at.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        index: TarIndex,
+        pieces: Pieces,
+        store: Store,
+        memory_bytes: int,
+        *,
+        compressed: str,
+        verify: bool,
+        look_seconds: float = _LOOK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._index, self._pieces, self._store, self._verify = index, pieces, store, verify
+        self._look_seconds, self._clock = look_seconds, clock
+        places, codecs = index.shards, index.codecs
+        self._is_compressed = np.array([codec is not None for codec in codecs], np.bool_)
+        is_remote = np.array([isinstance(place, StoredObject) for place in places], np.bool_)
+        self._is_stored = is_remote & ~self._is_compressed
+        self._is_mapped = ~is_remote & ~self._is_compressed  # until it turns out that one can't be
+        self._files = OpenFiles(self._open)
+        self._looked = np.full(len(places), -np.inf)
+        self._is_verified = np.zeros(len(pieces), np.bool_)
+        self._is_advised = np.zeros(len(pieces), np.bool_)
+        need = Need(pieces)
+        fetched_bytes = memory_bytes // _FETCHED_SHARE if self._is_stored.any() else 0
+        self._ahead = FetchAhead(store, self._locate, need.has_due, fetched_bytes)
+        self._compressed = None
+        if self._is_compressed.any():
+            self._compressed = CompressedShards(store, places, codecs, mode=compressed)
+        self.blocks = PieceMemory(
+            pieces, {}, [_BLOCK], memory_bytes - fetched_bytes, self._decode, need=need, name=str(places[0])
+        )
+
+    def hold(self, sample_ids: Ids, shards: Ids) -> tuple[Memories, Ids]:
+        """Brings into memory what some samples need.
+
+        Args:
+            sample_ids: int64 (n,).
+            shards: int64 (n,), the shard of each.
+
+        Returns:
+            memories: What they lie in.
+            memory_of: int64 (n,), in which of these each lies.
+
+        Raises:
+            ShardError: A block is not what was indexed.
+            StorageError: The bytes cannot be had, or a local shard was altered.
+        """
+        while True:
+            is_mapped = self._is_mapped.take(shards)
+            if is_mapped.all():
+                held = self._hold_maps(sample_ids, shards)
+            elif not is_mapped.any():
+                held = self._hold_blocks(sample_ids)
+            else:
+                held = self._hold_maps(sample_ids[is_mapped], shards[is_mapped])
+                if held is not None:
+                    held = _merged(is_mapped, held, self._hold_blocks(sample_ids[~is_mapped]))
+            if held is not None:
+                return Memories(*held[:2]), held[2]
+
+    @property
+    def maps_all(self) -> bool:
+        """Whether all shards are mapped, so that holding more at once costs no memory."""
+        return bool(self._is_mapped.all())
+
+    def announce(self, sample_ids: Ids) -> None:
+        """Says that these samples will be read, after those announced before: what they need is fetched ahead."""
+        blocks = self._pieces.of(sample_ids)
+        is_mapped = self._is_mapped.take(self._index.block_shards.take(blocks))
+        if is_mapped.any():
+            self._advise(blocks if is_mapped.all() else blocks[is_mapped])
+        if not is_mapped.all():
+            news = self.blocks.announce(sample_ids[~is_mapped])
+            is_stored = self._is_stored[self._index.block_shards[news]].tolist()
+            self._ahead.announce([block for block, is_one in zip(news, is_stored, strict=True) if is_one])
+
+    def forget_announced(self) -> None:
+        """Nothing of what was announced will be read."""
+        self._is_advised[:] = False
+        self.blocks.forget_announced()
+        self._ahead.forget()
+
+    def _open(self, shard: int) -> LocalFile:
+        pin = self._index.shards[shard]
+        assert isinstance(pin, LocalPin)
+        file = LocalFile(Path(pin.path))
+        pin.check(file.status())
+        return file
+
+    def _hold_maps(self, sample_ids: Ids, shards: Ids) -> tuple[list[Bytes], Ids, Ids] | None:
+        """The maps of these shards; None where one of them can't be mapped, which is then remembered."""
+        distinct, _ = counted(shards)
+        maps: list[Bytes] = []
+        now = self._clock()
+        for shard in distinct.tolist():
+            file = self._files[shard]
+            if file.mapped is None:
+                self._is_mapped[shard] = False
+                return None
+            file.check_size()
+            if now - self._looked[shard] >= self._look_seconds:
+                self._index.shards[shard].check(file.status())
+                self._looked[shard] = now
+            maps.append(file.mapped)
+        places = np.empty(len(self._is_mapped), np.int64)
+        places[distinct] = np.arange(len(distinct))
+        memory_of = places.take(shards)
+        if self._verify:
+            self._verify_blocks(self._pieces.of(sample_ids), maps, memory_of)
+        return maps, np.zeros(len(maps), np.int64), memory_of
+
+    def _verify_blocks(self, blocks: Ids, maps: Sequence[Bytes], memory_of: Ids) -> None:
+        """Compares blocks of maps with the index, each once."""
+        index = self._index
+        new, first = np.unique(blocks, return_index=True)
+        for block, memory in zip(new.tolist(), memory_of[first].tolist(), strict=True):
+            if not self._is_verified[block]:
+                self._check_crc32(block, maps[memory][index.block_starts[block] : index.block_stops[block]])
+                self._is_verified[block] = True
+
+    def _hold_blocks(self, sample_ids: Ids) -> tuple[list[Bytes], Ids, Ids]:
+        pieces_of_them = self._pieces.of(sample_ids)
+        reading = _BlockReading(self._pieces, sample_ids, pieces_of_them)
+        self.blocks.serve(reading)
+        starts = self._index.block_starts.take(reading.pieces)
+        return list(reading.blocks.values()), starts, reading.pieces.searchsorted(pieces_of_them)
+
+    def _decode(self, group: int, first: int, last: int) -> Generator[tuple[int, Content], None, None]:
+        """The one block of a group."""
+        assert first == last == group
+        shard = int(self._index.block_shards[group])
+        start, stop = int(self._index.block_starts[group]), int(self._index.block_stops[group])
+        if self._is_compressed[shard]:
+            assert self._compressed is not None
+            data = self._compressed.read_block(shard, start, stop, int(self._index.block_crc32[group]))
+        elif self._is_stored[shard]:
+            data = self._fetched(group, start, stop)
+        else:
+            data = fresh(stop - start)
+            self._files[shard].read_into(data, start)
+            if self._verify:
+                self._check_crc32(group, data)
+        yield group, _Block(data)
+
+    def _fetched(self, block: int, start: int, stop: int) -> Bytes:
+        file = self._ahead.open(block)
+        try:
+            file.seek(start)
+            data = np.frombuffer(file.read(stop - start), np.uint8)
+        finally:
+            file.close()
+        if stop - start > BLOCK_BYTES or file.is_streamed:
+            self._check_crc32(block, data)
+        return data
+
+    def _locate(self, block: int) -> GroupBytes:
+        index = self._index
+        source = index.shards[index.block_shards[block]]
+        assert isinstance(source, StoredObject)
+        starts, stops = index.block_starts[block : block + 1], index.block_stops[block : block + 1]
+        # a range with a checksum is one request, which larger ones should not be
+        is_small = stops[0] - starts[0] <= BLOCK_BYTES and index.has_crc32[index.block_shards[block]]
+        return GroupBytes(source, starts, stops, int(index.block_crc32[block]) if is_small else None)
+
+    def _check_crc32(self, block: int, data: Bytes) -> None:
+        index = self._index
+        shard = int(index.block_shards[block])
+        found, known = crc32(data), int(index.block_crc32[block])
+        if index.has_crc32[shard] and found != known:
+            start, stop = int(index.block_starts[block]), int(index.block_stops[block])
+            kind = StorageError if self._is_stored[shard] else ShardError
+            raise kind(
+                f"{index.shards[shard]}: bytes [{start}, {stop}) are not those that were indexed: expected CRC32 "
+                f"{known:08x}, got {found:08x}: restore the shard, or delete its index if it was meant to change"
+            )
+
+    def _advise(self, blocks: Ids) -> None:
+        """Asks the kernel to read those of these blocks that it doesn't hold yet, each once."""
+        new = blocks[~self._is_advised.take(blocks)]
+        if len(new) == 0:
+            return
+        index = self._index
+        for block in dict.fromkeys(new.tolist()):
+            self._is_advised[block] = True
+            file = self._files[int(index.block_shards[block])]
+            start, stop = int(index.block_starts[block]), int(index.block_stops[block])
+            if not (file.is_resident(start) and file.is_resident(stop - 1)):
+                file.will_need(np.array([start]), stop - start)
+
+
+class _Block(Content):
+    """A block as it is in its shard."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+
+    def views(self) -> Mapping[str, Array]:
+        return {}
+
+    def write(self, out: Mapping[str, Array]) -> None:
+        """There are no columns yet."""
+
+    def others(self) -> Mapping[str, Array]:
+        return {_BLOCK: self._data}
+
+
+class _BlockReading(Reading):
+    """Takes blocks as they are.
+
+    Attributes:
+        blocks: By place in `pieces`, in that order once all are there.
+    """
+
+    def __init__(self, pieces: Pieces, sample_ids: Ids, pieces_of_them: Ids) -> None:
+        super().__init__(pieces, sample_ids, {}, {}, (), pieces_of_them=pieces_of_them)
+        self.blocks: dict[int, Bytes] = dict.fromkeys(range(len(self.pieces)), np.empty(0, np.uint8))
+
+    def gather(
+        self,
+        first_rows: Ids,  # noqa: ARG002 (of the columns, which are not made here)
+        views: Sequence[Mapping[str, Array]],  # noqa: ARG002
+        others: Sequence[Mapping[str, Array]],
+    ) -> None:
+        for place in np.flatnonzero(self.here).tolist():
+            self.blocks[place] = others[place][_BLOCK]
+
+
+def _merged(
+    is_first: npt.NDArray[np.bool_],
+    first: tuple[list[Bytes], Ids, Ids],
+    second: tuple[list[Bytes], Ids, Ids],
+) -> tuple[list[Bytes], Ids, Ids]:
+    """What samples lie in that are held in two ways; `is_first`, bool (n,), says which are the first's."""
+    memory_of = np.empty(len(is_first), np.int64)
+    memory_of[is_first] = first[2]
+    memory_of[~is_first] = second[2] + len(first[0])
+    return first[0] + second[0], np.concatenate([first[1], second[1]]), memory_of

@@ -9,6 +9,7 @@ Arrow array. Batches make it fast: no Python runs per sample.
 - `NumpySource`: `.npy` and raw binary files: local ones memory-mapped, those in a store read in blocks
 - `DatasetSource`: any map-style torch Dataset
 - `ParquetSource` (in `parquet_source`, which loads pyarrow): Parquet files, local ones and those in a store
+- `TarSource` (in `tar_source`): WebDataset tar shards, local ones, mapped, and those in a store, read in blocks
 
 How Parquet is read:
 
@@ -23,6 +24,19 @@ How Parquet is read:
       piece_reading       which pieces a read needs, and the gather
       parquet_decoding    pieces of a row group, in their order (parquet_reader)
       fetch_ahead         stored bytes before they are decoded (stored_file)
+
+How tar shards are read:
+
+    tar_shards            open_tar_index: the shards, pinned, and their index, found or made (pinning)
+      tar_index           TarIndex: which samples there are, and where payloads lie (tar_index_file, _checks, _building)
+      tar_scanning        many shards at once, wherever they lie
+      tar_scan            one shard's headers, in columns (tar_rows) or one by one (tar_headers, tar_extensions)
+      tar_grouping        members to samples, samples to blocks (tar_names, tar_fields, tar_table)
+    tar_columns           plan_tar_columns: what decodes each column (field_choices, field_*, image, webdataset_images)
+    tar_memory            what one process has: maps of local shards, blocks of others (piece_memory, fetch_ahead)
+      tar_compressed      blocks of shards that are compressed (tar_decompression)
+      payloads            many payloads gathered at once, wherever in memory they lie
+    tar_writer            write_shards (tar_encoding, tar_destinations)
 """
 
 from headrace.formats.decoding import Decoder, Payload, PayloadError

@@ -12,7 +12,7 @@ test: $(VENV)/.installed-test  ## run all tests; ARGS="-k resume" picks
 bench: $(VENV)/.installed-bench  ## measure on this machine; ARGS="--help" shows the options
 	$(BIN)/python -m benchmarks $(ARGS)
 
-peers:  ## install the rivals that `python -m benchmarks.parquet --peers` measures, into an environment of their own
+peers:  ## install the rivals that benchmarks.parquet and benchmarks.tar measure with --peers, into an environment of their own
 	$(MAKE) VENV=.venv-peers .venv-peers/.installed-peers
 
 lint: $(VENV)/.installed-test  ## style, format and types

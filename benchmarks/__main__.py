@@ -1,5 +1,6 @@
 """`python -m benchmarks`: the sweep."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,14 @@ from benchmarks.digits import Scores, train_and_score
 from benchmarks.loaders import code, limit, loaders
 from benchmarks.model import SimpleModel, TrainingStep
 from benchmarks.parquet_data import make_rows_parquet
+from benchmarks.tar_data import ROWS_SHARD_SAMPLES, make_rows_tar
+from benchmarks.tar_upload import uploaded
 from headrace import bench
 from headrace.bench.extras import extra
 from headrace.errors import HeadraceError
+from headrace.storage import shown
 
-KINDS = {"npy": ".npy files", "parquet": "Parquet files"}
+KINDS = {"npy": ".npy files", "parquet": "Parquet files", "tar": "tar shards"}
 WIDTH = 92  # of the table in a file or a pipe, which have no width of their own
 
 
@@ -35,9 +39,10 @@ def run(options: Options) -> None:
     """The whole run."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    files = _make_data(options)
-    scores = _train_digits(files, options) if options.data == "digits" else None
-    measured = _measure(files, options)
+    made = _make_data(options)
+    with uploaded(made, options.url) if options.url else contextlib.nullcontext(made) as files:
+        scores = _train_digits(files, options) if options.data == "digits" else None
+        measured = _measure(files, options)
     _show(files, options, measured, scores)
     _write(options, measured, scores)
 
@@ -54,6 +59,8 @@ def _make_data(options: Options) -> Files:
         files = make_rows(options.data_dir, options.rows, options.features, options.classes, seed=options.seed)
     if options.format == "parquet":
         files = make_rows_parquet(files)
+    if options.format == "tar":
+        files = make_rows_tar(files)
     for path in files.paths:
         read_through(path)  # the sweep measures loaders, not the disk
     return files
@@ -70,7 +77,7 @@ def _measure(files: Files, options: Options) -> bench.Sweep:
     return bench.sweep(
         loaders(files, options.device, options.seed),
         bench.grid(options.batch_sizes, options.num_workers, options.pin_memory),
-        step=TrainingStep(model, options.device),
+        step=TrainingStep(model, options.device, files.names),
         gather=functools.partial(limit, files, seed=options.seed),
         limit_name="plain gather" if files.parquet is None else "plain reader",
         seconds=options.seconds,
@@ -87,11 +94,22 @@ def _show(files: Files, options: Options, measured: bench.Sweep, scores: Scores 
             " ParquetDataset may keep half of the rows decoded, so every epoch decodes, and shuffles within windows. "
             "Row by row, torch reads and shuffles a table in memory, decoded before."
         )
+    if options.format == "tar":
+        notes["Conditions"] += (
+            f" Shards of {ROWS_SHARD_SAMPLES:,} rows lie {_place(options)}. headrace shuffles within windows, "
+            "webdataset the shards and a buffer of 1,000 samples; the plain gather reads the rows from .npy files."
+        )
     print(bench.report(measured, code=functools.partial(code, files, options.device), notes=notes))
     console = extra("rich.console").Console()
     if not console.is_terminal:
         console.width = WIDTH
     console.print(bench.table(measured))
+
+
+def _place(options: Options) -> str:
+    if options.url is None:
+        return "in memory"
+    return "in an S3 server on this machine" if options.url == "s3" else f"at {shown(options.url)}"
 
 
 def _conditions(options: Options) -> str:
@@ -111,13 +129,16 @@ def _write(options: Options, measured: bench.Sweep, scores: Scores | None) -> No
     if scores is not None:
         lines.append({"measured": "scores", **asdict(scores)})
     name = options.data if options.format == "npy" else f"{options.data}-{options.format}"
+    if options.url is not None:
+        name += "-url"
     records, picture = options.out / f"{name}.jsonl", options.out / f"{name}.png"
     bench.write_json_lines(records, lines)
     facts = bench.machine_facts()
     bench.plot(
         measured,
         picture,
-        title=f"{'Shuffled rows' if options.data == 'rows' else 'Handwritten digits'} from {KINDS[options.format]}",
+        title=f"{'Shuffled rows' if options.data == 'rows' else 'Handwritten digits'} "
+        f"from {KINDS[options.format]}{' in a store' if options.url else ''}",
         subtitle=f"{facts['cores']} cores, {facts['accelerator'] or 'no accelerator'}, torch {facts['torch']}, "
         f"Python {facts['python']}; taller is better",
     )

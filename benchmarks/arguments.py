@@ -7,6 +7,10 @@ from pathlib import Path
 
 import torch
 
+from headrace.storage import is_url
+
+FEWER_ROWS = 100_000  # webdataset's writer takes 40 s for ten times as many, and its reader as long for an epoch
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -14,6 +18,7 @@ class Options:
 
     data: str
     format: str
+    url: str | None
     rows: int
     features: int
     classes: int
@@ -37,10 +42,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     device = _device(parser, given.device)
     small = given.quick or given.data == "digits"
     num_workers = sorted(set(given.num_workers or ([0, 2] if small else [0, 1, 2])))
+    _check_url(parser, given.url, given.format)
+    rows = 20_000 if given.quick else FEWER_ROWS if given.format == "tar" else 500_000
     options = Options(
         data=given.data,
         format=given.format,
-        rows=given.rows or (20_000 if given.quick else 500_000),
+        url=given.url,
+        rows=given.rows or rows,
         features=given.features,
         classes=given.classes,
         hidden=given.hidden or (128 if given.data == "digits" else 64),
@@ -72,9 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", choices=["rows", "digits"], default="rows", help="random rows, or scikit-learn's handwritten digits")
-    add("--format", choices=["npy", "parquet"], default="npy", help="the files that the rows lie in")
+    add("--format", choices=["npy", "parquet", "tar"], default="npy", help="the files that the rows lie in")
+    add(
+        "--url",
+        metavar="URL",
+        help="with --format tar: read the shards from there, s3://bucket/folder or another URL that fsspec can write "
+        "to with the credentials that it finds; they are uploaded once. Just s3: to and from an S3 server on this "
+        "machine, which ends with the run",
+    )
     add("--quick", action="store_true", help="a look in seconds: 20 000 rows, two batch sizes, 0.2 s each")
-    add("--rows", type=_at_least(2), metavar="N", help="rows of random data; 500 000 unless --quick")
+    add("--rows", type=_at_least(2), metavar="N", help="rows of random data; 500 000, as tar 100 000")
     add("--features", type=_at_least(1), default=256, metavar="N", help="float32 values of a row")
     add("--classes", type=_at_least(2), default=10, metavar="N", help="classes of the labels")
     add("--hidden", type=_at_least(1), metavar="N", help="hidden units of the model; 64, for digits 128")
@@ -93,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where data is made once and found again")
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="where results are written")
     return parser
+
+
+def _check_url(parser: argparse.ArgumentParser, url: str | None, kind: str) -> None:
+    if url is None:
+        return
+    if kind != "tar":
+        parser.error(f"--url: only tar shards are read from URLs; give --format tar with it, not {kind}")
+    if url != "s3" and not is_url(url):
+        parser.error(f"--url: expected s3, or a URL such as s3://bucket/folder, got {url!r}")
 
 
 def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:

@@ -5,8 +5,8 @@ import ctypes
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy.typing as npt
 import headrace as hr
 from headrace.datasets import MapDataset
 from headrace.errors import StorageError
+from headrace.storage import is_url
 
 CHUNK_BYTES = 16 << 20  # made and written at once
+TAR_OVERHEAD = 3584  # bytes of a sample besides its values, as webdataset writes them
 MOST_LEFT = 0.01  # of a file that counts as dropped
 
 
@@ -32,6 +34,8 @@ class Files:
         features: The values of a sample.
         classes: The number of classes.
         parquet: The same rows as a Parquet file, where that is what is to be read.
+        shards: The same rows as tar shards, each a `npy` and a `cls`, where those are: their paths or URLs.
+        storage_options: How fsspec gets to URLs.
     """
 
     x: Path
@@ -40,6 +44,8 @@ class Files:
     features: int
     classes: int
     parquet: Path | None = None
+    shards: tuple[str, ...] = ()
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # credentials
 
     @property
     def columns(self) -> dict[str, str]:
@@ -49,22 +55,39 @@ class Files:
     @property
     def paths(self) -> list[Path]:
         """The files that are read."""
+        if self.shards:
+            return [] if is_url(self.shards[0]) else [Path(shard) for shard in self.shards]
         return [self.x, self.y] if self.parquet is None else [self.parquet]
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two columns are called in what is read."""
+        return ("npy", "cls") if self.shards else ("x", "y")
+
     def dataset(self) -> MapDataset:
-        """Headrace's dataset over them, samples as dicts of `x` and `y`."""
+        """Headrace's dataset over them, samples as dicts of the columns."""
+        if self.shards:
+            return self.tars().samples
         if self.parquet is None:
             return hr.NumpyDataset(self.columns)
         return hr.ParquetDataset(str(self.parquet), memory_bytes=self.memory_bytes)
 
+    def tars(self, **options: Any) -> hr.TarDataset:
+        """The shards, as a stream; where they lie in a store, it keeps half of them, so that every epoch reads."""
+        stored: dict[str, Any] = {}
+        if is_url(self.shards[0]):
+            stored = {"storage_options": self.storage_options, "index_dir": self.x.parents[1] / "indexes"}
+        return hr.TarDataset(self.shards, list(self.names), memory_bytes=self.memory_bytes, **stored, **options)
+
     @property
     def memory_bytes(self) -> int:
-        """What a dataset over Parquet may keep: half of the decoded rows, so that every epoch decodes."""
-        return self.samples * (self.features * 4 + 8) // 2
+        """What a dataset may keep of what isn't memory-mapped: half of it, so that every epoch decodes, or fetches."""
+        row_bytes = self.features * 4 + (TAR_OVERHEAD if self.shards else 8)
+        return self.samples * row_bytes // 2
 
     @property
     def window(self) -> int:
-        """The rows that are shuffled together where rows are decoded in every epoch: memory holds several windows."""
+        """The rows that are shuffled together where they are decoded in every epoch: memory holds several windows."""
         return max(1, min(65_536, self.samples // 8))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

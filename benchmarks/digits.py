@@ -47,8 +47,9 @@ def train_and_score(
     files: Files, *, hidden: int = 128, epochs: int = 30, batch_size: int = 32, seed: int = 0, device: torch.device
 ) -> Scores:
     """Trains on 80 % of the samples for a fixed number of epochs, then scores once on the other 20 %."""
+    x, y = files.names
     parts = files.dataset().split({"train": 1 - TEST_SHARE, "test": TEST_SHARE}, seed=seed)
-    normalizer = hr.fit_normalizer(parts["train"], columns=["x"])
+    normalizer = hr.fit_normalizer(parts["train"], columns=[x])
     target = None if device.type == "cpu" else device
     train = hr.DataLoader(
         parts["train"], batch_size=batch_size, shuffle=True, seed=seed, batch_transform=normalizer, device=target
@@ -56,11 +57,11 @@ def train_and_score(
     test = hr.DataLoader(parts["test"], batch_size=256, batch_transform=normalizer, device=target)
 
     torch.manual_seed(seed)
-    step = TrainingStep(SimpleModel(files.features, hidden, files.classes), device)
+    step = TrainingStep(SimpleModel(files.features, hidden, files.classes), device, files.names)
     losses = [float(torch.stack([step(batch) for batch in train]).mean()) for _ in range(epochs)]
 
     with torch.no_grad():
-        answers = [(step.model(batch["x"]).argmax(dim=1).cpu(), batch["y"].cpu()) for batch in test]
+        answers = [(step.model(batch[x]).argmax(dim=1).cpu(), batch[y].cpu()) for batch in test]
     predicted, labels = (torch.cat(column).numpy() for column in zip(*answers, strict=True))
     return score(labels, predicted, losses, len(parts["train"]))
 

@@ -1,4 +1,4 @@
-"""headrace and its peers: the same files, the same batches, dicts of `x` and `y`."""
+"""headrace and its peers: the same files, the same batches, dicts of the two columns."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 import headrace as hr
 from benchmarks.data import Files
 from benchmarks.plain_reader import PlainReader
+from benchmarks.tar_webdataset import WebdatasetBatches
 from headrace.bench import PlainGather
 from headrace.bench.sweep import Factory, Setting
 
 HEADRACE = "headrace"
 PER_ROW = "torch, row by row"
+WEBDATASET = "webdataset"
 
 
 class PerRowDataset(Dataset[dict[str, Any]]):
@@ -50,7 +52,10 @@ def table_in_memory(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def limit(files: Files, batch_size: int, seed: int) -> Iterable[Any]:
-    """What reads the same rows and does nothing else: a gather; of Parquet, Arrow's batches in file order."""
+    """What reads the same rows and does nothing else: a gather; of Parquet, Arrow's batches in file order.
+
+    Those in tar shards are gathered from the `.npy` files.
+    """
     if files.parquet is None:
         return PlainGather(files.arrays(), batch_size, seed=seed)
     return PlainReader([files.parquet], ["x", "y"])
@@ -61,7 +66,7 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
 
     def headrace(setting: Setting) -> hr.DataLoader:
         return hr.DataLoader(
-            files.dataset(),
+            files.tars() if files.shards else files.dataset(),
             batch_size=setting.batch_size,
             **_shuffled(files),
             seed=seed,
@@ -86,6 +91,23 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
 
         return make
 
+    def torch_over_tars(setting: Setting) -> DataLoader[Any]:
+        tars = files.tars(batch_size=setting.batch_size, seed=seed, **_shuffled(files))
+        workers, pin_memory = setting.num_workers, bool(setting.pin_memory)
+        return DataLoader(tars, batch_size=None, num_workers=workers, pin_memory=pin_memory)
+
+    def webdataset(setting: Setting) -> WebdatasetBatches:
+        return WebdatasetBatches(
+            files.shards,
+            setting.batch_size,
+            num_workers=setting.num_workers,
+            storage_options=files.storage_options,
+            pin_memory=bool(setting.pin_memory),
+            seed=seed,
+        )
+
+    if files.shards:
+        return {HEADRACE: headrace, "torch, TarDataset": torch_over_tars, WEBDATASET: webdataset}
     return {
         HEADRACE: headrace,
         f"torch, {type(files.dataset()).__name__}": torch_over(files.dataset),
@@ -94,12 +116,16 @@ def loaders(files: Files, device: torch.device, seed: int) -> dict[str, Factory]
 
 
 def _shuffled(files: Files) -> dict[str, Any]:
-    """How headrace shuffles: all rows, or of Parquet, which is decoded in every epoch, those of a window."""
-    return {"shuffle": True} if files.parquet is None else {"shuffle": "window", "shuffle_window": files.window}
+    """How headrace shuffles: all rows, or of Parquet and tar, which are decoded in every epoch, those of a window."""
+    if files.parquet is None and not files.shards:
+        return {"shuffle": True}
+    return {"shuffle": "window", "shuffle_window": files.window}
 
 
 def code(files: Files, device: torch.device, name: str, setting: Setting) -> str:
     """The line that makes this loader with this setting."""
+    if files.shards:
+        return _tar_code(files, device, name, setting)
     windows = f'shuffle="window", shuffle_window={files.window}'
     in_windows = files.parquet is not None and name != PER_ROW
     shuffled = windows if in_windows else "shuffle=True"
@@ -121,3 +147,22 @@ def code(files: Files, device: torch.device, name: str, setting: Setting) -> str
     if in_windows and name != HEADRACE:
         return f"dataset = {dataset}; loader = {loader}(dataset, {options})"
     return f"loader = {loader}({dataset}, {options})"
+
+
+def _tar_code(files: Files, device: torch.device, name: str, setting: Setting) -> str:
+    shards = f"{files.shards[0].rpartition('/')[0]}/*.tar"
+    if name == WEBDATASET:
+        return f'loader = WebdatasetBatches("{shards}", {setting.batch_size}, num_workers={setting.num_workers})'
+    order = f'batch_size={setting.batch_size}, shuffle="window", shuffle_window={files.window}'
+    columns = f"columns={list(files.names)}".replace("'", '"')
+    options = ""
+    if setting.num_workers:
+        options += f", num_workers={setting.num_workers}"
+    if setting.pin_memory:
+        options += ", pin_memory=True"
+    if name == HEADRACE:
+        if device.type != "cpu":
+            options += f', device="{device.type}"'
+        return f'loader = hr.DataLoader(hr.TarDataset("{shards}", {columns}), {order}{options})'
+    dataset = f'hr.TarDataset("{shards}", {columns}, {order})'
+    return f"loader = torch.utils.data.DataLoader({dataset}, batch_size=None{options})"

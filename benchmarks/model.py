@@ -26,11 +26,13 @@ class TrainingStep:
     Args:
         model: What is trained.
         device: Where it is trained.
+        names: What batches call the inputs and the labels.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, names: tuple[str, str] = ("x", "y")) -> None:
         self.model = model.to(device)
         self.device = device
+        self._names = names
         self._loss = nn.CrossEntropyLoss()
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
 
@@ -42,9 +44,8 @@ class TrainingStep:
         return f"{type(self.model).__name__} {'-'.join(map(str, [*widths, outputs]))}"
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Trains on a batch of `x` and `y`; gives its mean loss, a scalar that stays on the device."""
-        x = batch["x"].to(self.device, non_blocking=True)
-        y = batch["y"].to(self.device, non_blocking=True)
+        """Trains on a batch of inputs and labels; gives its mean loss, a scalar that stays on the device."""
+        x, y = (batch[name].to(self.device, non_blocking=True) for name in self._names)
         self._optimizer.zero_grad()
         loss: torch.Tensor = self._loss(self.model(x), y)
         loss.backward()

@@ -10,26 +10,13 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-LOOK_SECONDS = 0.005  # between two looks, each of about 50 us
+from benchmarks.watch import Held, Watch
+
 BATCH_SIZE = 1024
-
-
-class Held(NamedTuple):
-    """Bytes held at most in each third of an epoch, beyond those of the process itself."""
-
-    first_third: int
-    second_third: int
-    last_third: int
-
-    @property
-    def most(self) -> int:
-        """In the whole epoch."""
-        return max(self)
 
 
 def read_watched(paths: Sequence[Path], *, memory_bytes: int, num_workers: int, window: int) -> Held:
@@ -51,31 +38,6 @@ def read_watched(paths: Sequence[Path], *, memory_bytes: int, num_workers: int, 
     return Held(*json.loads(done.stdout)["held_bytes"])
 
 
-class _Watch(threading.Thread):
-    """Notes the most memory held for each third that `third` is set to."""
-
-    def __init__(self) -> None:
-        from headrace.bench.usage import ProcessUsage
-
-        super().__init__(daemon=True)
-        self._memory = ProcessUsage().memory_bytes
-        self._ended = threading.Event()
-        self.before = self._memory() or 0
-        self.most = [0, 0, 0]
-        self.third = 0
-
-    def run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            third = self.third
-            self.most[third] = max(self.most[third], (self._memory() or 0) - self.before)
-
-    def end(self) -> list[int]:
-        """Stops watching; what was seen."""
-        self._ended.set()
-        self.join()
-        return self.most
-
-
 def _read(paths: Sequence[str], memory_bytes: int, num_workers: int, window: int) -> dict[str, Any]:
     import torch
 
@@ -83,7 +45,7 @@ def _read(paths: Sequence[str], memory_bytes: int, num_workers: int, window: int
 
     torch.zeros(1)
     made = (hr.ParquetDataset, hr.DataLoader)  # imports count to the process itself
-    watch = _Watch()
+    watch = Watch()
     watch.start()
     dataset = made[0](list(paths), columns=["features", "label"], memory_bytes=memory_bytes)
     shuffle: dict[str, Any] = {"shuffle": "window", "shuffle_window": window} if window else {}

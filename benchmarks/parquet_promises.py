@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 import headrace as hr
 from benchmarks.data import read_through
 from benchmarks.parquet_data import COLUMNS, FEATURES, make_large_group, make_parquet
-from benchmarks.parquet_memory import Held, read_watched
+from benchmarks.parquet_memory import read_watched
 from benchmarks.peers.rival import Rival
 from benchmarks.plain_reader import PlainReader
 from benchmarks.timing import Clock, Spent, alternating
+from benchmarks.watch import Held
 from headrace.bench import measure
 
 BATCH_SIZE = 1024

@@ -21,14 +21,14 @@ class Target(Generic[Where]):
     Attributes:
         name: What `--only` calls it.
         claim: What is measured against what.
-        bound: The least value of a ratio, or the most of a cost.
-        unit: "%" or "x" for ratios; "ns", "ms", "MB", "x CPU" for costs.
+        bound: The least value of a ratio, or the most of a cost; None for what is measured and not promised.
+        unit: "%" or "x" for ratios; "ns", "us", "ms", "MB", "x CPU", "x time" for costs.
         values: Measures it, told where.
     """
 
     name: str
     claim: str
-    bound: float
+    bound: float | None
     unit: str
     values: Callable[[Where], list[float]]
 
@@ -39,6 +39,8 @@ class Target(Generic[Where]):
 
     def kept_by(self, value: float) -> bool:
         """Whether the value keeps the promise."""
+        if self.bound is None:
+            return True
         return value <= self.bound if self.is_cost else value >= self.bound
 
     def show(self, value: float) -> str:
@@ -64,9 +66,11 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """yes, no or n/a."""
+        """yes, no or n/a; where nothing is promised n/a too, but for what is broken."""
         if self.median is None:
             return "no" if self.broken else "n/a"
+        if self.target.bound is None:
+            return "n/a"
         return "yes" if self.target.kept_by(self.median) else "no"
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def table(results: Sequence[Result]) -> Any:
         made.add_row(
             target.name,
             target.claim if not result.reason else f"{target.claim} ({result.reason})",
-            f"{'<=' if target.is_cost else '>='} {target.show(target.bound)}",
+            "none" if target.bound is None else f"{'<=' if target.is_cost else '>='} {target.show(target.bound)}",
             "n/a" if median is None else target.show(median),
             "n/a" if median is None else f"{target.show(min(result.values))}..{target.show(max(result.values))}",
             result.verdict,

@@ -55,11 +55,11 @@ def _read_digits(payloads: Payloads, out: Array) -> Ids | None:
     # (n, width); digits become 0..9 and all other bytes more, zeros after the end too
     octets = payloads.beginnings(width)
     digits = octets - _ZERO
+    if width <= _DIGITS and int(np.maximum.reduce(digits, axis=None)) <= 9:
+        np.matmul(digits.astype(np.int64), _POWERS[_DIGITS - width :], out=out)
+        return sizes[:0]
     is_digit = digits <= 9
     found = np.count_nonzero(is_digit)
-    if found == digits.size and width <= _DIGITS:
-        np.copyto(out, digits.astype(np.int64) @ _POWERS[_DIGITS - width :])
-        return sizes[:0]
     if found == int(sizes.sum()):
         count = sizes
         usual = (sizes > 0) & (sizes <= _DIGITS)

@@ -11,7 +11,9 @@ Guarantees:
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +22,19 @@ import torch
 from headrace.formats.decoding import Payload
 from headrace.formats.source import Ids
 
-Bytes = npt.NDArray[np.uint8]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+# (begin, end, out): see Payloads.prepare_rows
+FillRows: TypeAlias = Callable[[int, int, Bytes], Bytes]
 
 # User programs have the lower half of 48 bits; the first page is never theirs.
 _FIRST_ADDRESS, _LAST_ADDRESS = 1 << 12, 1 << 47
 _HAS_ADDRESSES = sys.maxsize > _LAST_ADDRESS
-# Of so many elements torch begins to share the work among its threads.
+# Of more elements torch would share the work among its threads.
 _FEW_ELEMENTS = 32_768
+# By 2**shift bytes: what is copied is copied as it is, whatever its type, and as few elements as may be are fastest.
+_ELEMENTS = {4: np.complex128, 3: np.int64, 0: np.uint8}
 # Wider rows are copied one by one, which then costs nothing.
-_WIDE_BYTES = 32_768
+_WIDE_BYTES = _FEW_ELEMENTS
 
 
 class Payloads:
@@ -44,6 +50,10 @@ class Payloads:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def are_all_of(self, size: int) -> bool:
+        """Whether there are payloads, and each has that many bytes."""
+        return len(self) > 0 and bool((self.sizes == size).all())
 
     def part(self, start: int, stop: int) -> "Payloads":
         """The payloads [start, stop)."""
@@ -62,6 +72,10 @@ class Payloads:
             row[:] = np.frombuffer(view[start : start + out.shape[1]], np.uint8)
         return out
 
+    def prepare_rows(self, start: int, width: int) -> FillRows:  # noqa: ARG002 (as wide as `out` is)
+        """What does the same for some of the payloads: of [begin, end) the function of (begin, end, out)."""
+        return lambda begin, end, out: Payloads.rows(self.part(begin, end), start, out)
+
     def beginnings(self, width: int) -> Bytes:
         """The first bytes of each, uint8 (n, width), in fresh memory; zeros follow where a payload ends before."""
         out = np.zeros((len(self), width), np.uint8)
@@ -75,97 +89,162 @@ class Memories:
     """Pieces of memory in which payloads lie, kept in place.
 
     Args:
-        memories: uint8 (bytes,) each, C-contiguous.
+        memories: uint8 (bytes,) each, C-contiguous; None for those in which none lies.
         starts: int64 (memories,): which byte of its shard each begins with.
+        addresses: int64 (memories,), where each begins, where that is known.
     """
 
-    def __init__(self, memories: Sequence[Bytes], starts: Ids) -> None:
+    def __init__(self, memories: Sequence[Bytes | None], starts: Ids, addresses: Ids | None = None) -> None:
         self.memories, self.starts = memories, starts
-        self.lengths: Ids = np.array([len(memory) for memory in memories], np.int64)
-        self.addresses: Ids = np.array([memory.ctypes.data for memory in memories], np.int64)
-        self.are_addressable = _HAS_ADDRESSES and bool((self.addresses + self.lengths <= _LAST_ADDRESS).all())
+        if addresses is None:
+            addresses = np.array([address_of(memory) for memory in memories], np.int64)
+        lengths: Ids = np.array([0 if memory is None else len(memory) for memory in memories], np.int64)
+        self.stops: Ids = starts + lengths
+        self.start_at_zero = not starts.any()
+        # where byte 0 of each shard would lie
+        self.origins: Ids = addresses - starts
+        self.are_addressable = _HAS_ADDRESSES and int((addresses + lengths).max(initial=0)) <= _LAST_ADDRESS
+
+
+class Held:
+    """What the payloads of n samples lie in, of all their columns.
+
+    Args:
+        memories: The pieces of memory.
+        memory_of: int64 (n,), in which of them each sample lies.
+
+    Attributes:
+        memories: As given.
+        memory_of: As given.
+        origins: int64 (n,), where byte 0 of each one's shard would lie.
+        stops: int64 (n,), with which byte of its shard each one's memory ends.
+    """
+
+    __slots__ = ("memories", "memory_of", "origins", "stops")
+
+    def __init__(self, memories: Memories, memory_of: Ids) -> None:
+        self.memories, self.memory_of = memories, memory_of
+        self.origins, self.stops = memories.origins.take(memory_of), memories.stops.take(memory_of)
 
 
 class PlacedPayloads(Payloads):
     """Payloads where they lie.
 
     Args:
-        memories: What they lie in.
-        memory_of: int64 (n,), in which of them each lies.
+        held: What they lie in.
         offsets: int64 (n,), with which byte of its shard each begins.
         sizes: int64 (n,), the bytes of each.
+
+    Attributes:
+        least_bytes: Of the smallest payload; 0 without any.
+        most_bytes: Of the largest.
     """
 
-    def __init__(self, memories: Memories, memory_of: Ids, offsets: Ids, sizes: Ids) -> None:
-        self._memories, self._memory_of, self.sizes = memories, memory_of, sizes
-        self._offsets = offsets - memories.starts.take(memory_of)
-        room = memories.lengths.take(memory_of)
-        room -= self._offsets
-        self._least_room = int(np.minimum.reduce(room)) if len(room) else 0  # from each one's first byte on
-        if len(sizes) and not (
-            np.minimum.reduce(self._offsets) >= 0 and np.minimum.reduce(sizes) >= 0 and (sizes <= room).all()
-        ):
+    # Each operation on many numbers lets another thread go first, so there are as few as may be.
+    def __init__(self, held: Held, offsets: Ids, sizes: Ids) -> None:
+        self._held, self._offsets, self.sizes = held, offsets, sizes
+        self.least_bytes = self.most_bytes = self._least_room = 0
+        if len(sizes) == 0:
+            return
+        self.least_bytes, self.most_bytes = int(np.minimum.reduce(sizes)), int(np.maximum.reduce(sizes))
+        room = held.stops - offsets  # from each one's first byte on
+        self._least_room = int(np.minimum.reduce(room))
+        end_within = self._least_room >= self.most_bytes or bool((sizes <= room).all())
+        if held.memories.start_at_zero:
+            begin_within = int(np.minimum.reduce(offsets)) >= 0
+        else:
+            begin_within = bool((offsets >= held.memories.starts.take(held.memory_of)).all())
+        if self.least_bytes < 0 or not (begin_within and end_within):
             raise ValueError("a payload does not lie within its memory")
-        self._addresses = memories.addresses.take(memory_of)
-        self._addresses += self._offsets
 
-    def part(self, start: int, stop: int) -> "PlacedPayloads":
-        part = object.__new__(PlacedPayloads)
-        part._memories, part._least_room = self._memories, self._least_room
-        part._memory_of, part._offsets = self._memory_of[start:stop], self._offsets[start:stop]
-        part._addresses, part.sizes = self._addresses[start:stop], self.sizes[start:stop]
-        return part
+    def are_all_of(self, size: int) -> bool:
+        return len(self) > 0 and self.least_bytes == self.most_bytes == size
+
+    def part(self, start: int, stop: int) -> Payloads:
+        return Payloads(self._views_of(start, stop))
 
     def views(self) -> list[memoryview]:
-        views = [memory.data.toreadonly() for memory in self._memories.memories]
+        return self._views_of(0, len(self))
+
+    def _views_of(self, start: int, stop: int) -> list[memoryview]:
+        memories = self._held.memories
+        places = self._held.memory_of[start:stop]
+        starts = self._offsets[start:stop] - memories.starts.take(places)
+        stops = starts + self.sizes[start:stop]
+        views = [None if memory is None else memory.data.toreadonly() for memory in memories.memories]
         return [
-            views[memory][offset : offset + size]
-            for memory, offset, size in zip(
-                self._memory_of.tolist(), self._offsets.tolist(), self.sizes.tolist(), strict=True
-            )
+            cast(memoryview, views[place])[begin:end]
+            for place, begin, end in zip(places.tolist(), starts.tolist(), stops.tolist(), strict=True)
         ]
 
     def rows(self, start: int, out: Bytes) -> Bytes:
+        return self.prepare_rows(start, out.shape[1])(0, len(self), out)
+
+    def prepare_rows(self, start: int, width: int) -> FillRows:
         assert start >= 0
-        assert len(out) == 0 or start + out.shape[1] <= np.minimum.reduce(self.sizes)
-        return self._gather(start, out)
+        assert len(self) == 0 or start + width <= self.least_bytes
+        return self._gathering(start, width)
 
     def beginnings(self, width: int) -> Bytes:
         # In a tar payloads are padded, so that their first bytes can nearly always be gathered as if they had so many.
         if len(self) == 0 or self._least_room < width:
             return super().beginnings(width)
-        out = self._gather(0, np.empty((len(self), width), np.uint8))
-        if np.minimum.reduce(self.sizes) < width:
+        out = np.empty((len(self), width), np.uint8)
+        self._gathering(0, width)(0, len(self), out)
+        if self.least_bytes < width:
             out *= np.arange(width) < self.sizes[:, None]
         return out
 
-    def _gather(self, start: int, out: Bytes) -> Bytes:
-        """Fills `out` with the bytes [start, start + width), all of which lie within the memories."""
-        count, width = out.shape
-        if count == 0 or width == 0:
+    @cached_property
+    def _addresses(self) -> tuple[int, Ids]:
+        """How many times 2 divides each payload's address, up to 4, and the addresses divided by that."""
+        addresses = self._held.origins + self._offsets
+        addresses -= _FIRST_ADDRESS
+        shift = _shift_of(int(np.bitwise_or.reduce(addresses)))
+        if shift:
+            addresses >>= shift
+        return shift, addresses
+
+    def _gathering(self, start: int, width: int) -> FillRows:
+        """What fills rows with the bytes [start, start + width), all of which lie within the memories."""
+        if not 0 < width < _WIDE_BYTES or len(self) == 0 or not self._held.memories.are_addressable:
+            return super().prepare_rows(start, width)
+        most, first = self._addresses
+        shift = min(most, _shift_of(start | width))
+        if shift < most:
+            first = first << (most - shift)
+        if start:
+            first = first + (start >> shift)
+        everything, element = _address_space(width, shift), _ELEMENTS[shift]
+        at_once = _FEW_ELEMENTS // (width >> shift)
+
+        def fill(begin: int, end: int, out: Bytes) -> Bytes:
+            if not out.flags.c_contiguous or address_of(out) % (1 << shift):
+                return super(PlacedPayloads, self).prepare_rows(start, width)(begin, end, out)
+            # NumPy does the slicing: each of torch's operations would let another thread go first
+            rows: npt.NDArray[Any] = out.view(element)
+            for row in range(0, end - begin, at_once):
+                index = first[begin + row : min(begin + row + at_once, end)]
+                some = torch.from_numpy(rows[row : row + at_once])
+                torch.index_select(everything, 0, torch.from_numpy(index), out=some)
             return out
-        if width >= _WIDE_BYTES or not (self._memories.are_addressable and out.flags.c_contiguous):
-            return super().rows(start, out)
-        first = self._addresses + (start - _FIRST_ADDRESS)
-        is_aligned = (int(np.bitwise_or.reduce(first)) | width | out.ctypes.data) % 8 == 0
-        if is_aligned:
-            first >>= 3
-        everything = _address_space(width, is_aligned=is_aligned)
-        index, filled = torch.from_numpy(first), torch.from_numpy(out)
-        if is_aligned:
-            filled = filled.view(torch.int64)
-        at_once = max(1, _FEW_ELEMENTS // filled.shape[1] - 1)
-        if at_once >= count:
-            torch.index_select(everything, 0, index, out=filled)
-            return out
-        for some, rows in zip(index.split(at_once), filled.split(at_once), strict=True):
-            torch.index_select(everything, 0, some, out=rows)
-        return out
+
+        return fill
+
+
+def address_of(memory: Bytes | None) -> int:
+    """Where it begins."""
+    return 0 if memory is None else int(memory.__array_interface__["data"][0])
+
+
+def _shift_of(number: int) -> int:
+    """How many times 2 divides it, as far as there are elements of that many bytes."""
+    return next(shift for shift in _ELEMENTS if number % (1 << shift) == 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _address_space(width: int, *, is_aligned: bool) -> torch.Tensor:
-    """Rows of `width` bytes, one for each address, or each that is a multiple of 8.
+def _address_space(width: int, shift: int) -> torch.Tensor:
+    """Rows of `width` bytes, one for each address that is a multiple of 2**shift, in elements of that many bytes.
 
     Nothing is read or reserved by it: only rows that are known to be memory may be looked at.
     """
@@ -178,7 +257,5 @@ def _address_space(width: int, *, is_aligned: bool) -> torch.Tensor:
             "version": 3,
         }
 
-    elements = torch.from_numpy(np.asarray(Everything()))
-    if is_aligned:
-        elements, width = elements.view(torch.int64), width // 8
-    return elements.as_strided((len(elements) - width, width), (1, 1))
+    elements = torch.from_numpy(np.asarray(Everything()).view(_ELEMENTS[shift]))
+    return elements.as_strided((len(elements) - (width >> shift), width >> shift), (1, 1))

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from headrace.errors import ShardError, StorageError
 from headrace.formats.fetch_ahead import FetchAhead, GroupBytes
 from headrace.formats.local_pin import LocalPin
-from headrace.formats.payloads import Bytes, Memories
+from headrace.formats.payloads import Bytes, Held, Memories
 from headrace.formats.piece_memory import PieceMemory
-from headrace.formats.piece_reading import Content, Need, Pieces, Reading, counted
+from headrace.formats.piece_reading import Content, Need, Pieces, Reading
 from headrace.formats.source import Array, Ids
 from headrace.formats.stored_file import fresh
 from headrace.formats.tar_compressed import CompressedShards
@@ -35,6 +35,10 @@ _BLOCK = "block"
 
 class TarMemory:
     """Finds the bytes of samples.
+
+    Attributes:
+        maps_all: Whether all shards are mapped, so that holding many samples at once costs no memory.
+        blocks: The blocks of the others that are in memory.
 
     Args:
         index: The shards.
@@ -66,10 +70,13 @@ class TarMemory:
         is_remote = np.array([isinstance(place, StoredObject) for place in places], np.bool_)
         self._is_stored = is_remote & ~self._is_compressed
         self._is_mapped = ~is_remote & ~self._is_compressed  # until it turns out that one can't be
+        self.maps_all = bool(self._is_mapped.all())
         self._files = OpenFiles(self._open)
         self._looked = np.full(len(places), -np.inf)
         self._is_verified = np.zeros(len(pieces), np.bool_)
         self._is_advised = np.zeros(len(pieces), np.bool_)
+        self._advised_blocks = 0
+        self._zeros: Ids = np.zeros(len(places), np.int64)
         need = Need(pieces)
         fetched_bytes = memory_bytes // _FETCHED_SHARE if self._is_stored.any() else 0
         self._ahead = FetchAhead(store, self._locate, need.has_due, fetched_bytes)
@@ -80,53 +87,49 @@ class TarMemory:
             pieces, {}, [_BLOCK], memory_bytes - fetched_bytes, self._decode, need=need, name=str(places[0])
         )
 
-    def hold(self, sample_ids: Ids, shards: Ids) -> tuple[Memories, Ids]:
-        """Brings into memory what some samples need.
+    def hold(self, sample_ids: Ids, shards: Ids) -> Held:
+        """Brings into memory what some samples need, and says in which piece of memory each lies.
 
         Args:
             sample_ids: int64 (n,).
             shards: int64 (n,), the shard of each.
 
-        Returns:
-            memories: What they lie in.
-            memory_of: int64 (n,), in which of these each lies.
-
         Raises:
             ShardError: A block is not what was indexed.
             StorageError: The bytes cannot be had, or a local shard was altered.
         """
-        while True:
-            is_mapped = self._is_mapped.take(shards)
-            if is_mapped.all():
+        held = None
+        while held is None:
+            if self.maps_all:
                 held = self._hold_maps(sample_ids, shards)
-            elif not is_mapped.any():
+                continue
+            is_mapped = self._is_mapped.take(shards)
+            if not is_mapped.any():
                 held = self._hold_blocks(sample_ids)
             else:
                 held = self._hold_maps(sample_ids[is_mapped], shards[is_mapped])
-                if held is not None:
+                if held is not None and not is_mapped.all():
                     held = _merged(is_mapped, held, self._hold_blocks(sample_ids[~is_mapped]))
-            if held is not None:
-                return Memories(*held[:2]), held[2]
-
-    @property
-    def maps_all(self) -> bool:
-        """Whether all shards are mapped, so that holding more at once costs no memory."""
-        return bool(self._is_mapped.all())
+        return held
 
     def announce(self, sample_ids: Ids) -> None:
         """Says that these samples will be read, after those announced before: what they need is fetched ahead."""
+        if self.maps_all and self._advised_blocks == len(self._is_advised):
+            return
         blocks = self._pieces.of(sample_ids)
+        if self.maps_all:
+            self._advise(blocks)
+            return
         is_mapped = self._is_mapped.take(self._index.block_shards.take(blocks))
-        if is_mapped.any():
-            self._advise(blocks if is_mapped.all() else blocks[is_mapped])
-        if not is_mapped.all():
-            news = self.blocks.announce(sample_ids[~is_mapped])
-            is_stored = self._is_stored[self._index.block_shards[news]].tolist()
-            self._ahead.announce([block for block, is_one in zip(news, is_stored, strict=True) if is_one])
+        self._advise(blocks[is_mapped])
+        news = self.blocks.announce(sample_ids[~is_mapped]) if not is_mapped.all() else []
+        is_stored = self._is_stored[self._index.block_shards[news]].tolist()
+        self._ahead.announce([block for block, is_one in zip(news, is_stored, strict=True) if is_one])
 
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""
         self._is_advised[:] = False
+        self._advised_blocks = 0
         self.blocks.forget_announced()
         self._ahead.forget()
 
@@ -137,43 +140,45 @@ class TarMemory:
         pin.check(file.status())
         return file
 
-    def _hold_maps(self, sample_ids: Ids, shards: Ids) -> tuple[list[Bytes], Ids, Ids] | None:
+    def _hold_maps(self, sample_ids: Ids, shards: Ids) -> Held | None:
         """The maps of these shards; None where one of them can't be mapped, which is then remembered."""
-        distinct, _ = counted(shards)
-        maps: list[Bytes] = []
+        is_used = np.zeros(len(self._is_mapped), np.bool_)
+        is_used[shards] = True
+        maps: list[Bytes | None] = [None] * len(is_used)
         now = self._clock()
-        for shard in distinct.tolist():
+        for shard in is_used.nonzero()[0].tolist():
             file = self._files[shard]
             if file.mapped is None:
-                self._is_mapped[shard] = False
+                self._is_mapped[shard] = self.maps_all = False
                 return None
             file.check_size()
             if now - self._looked[shard] >= self._look_seconds:
-                self._index.shards[shard].check(file.status())
+                pin = self._index.shards[shard]
+                assert isinstance(pin, LocalPin)
+                pin.check(file.status())
                 self._looked[shard] = now
-            maps.append(file.mapped)
-        places = np.empty(len(self._is_mapped), np.int64)
-        places[distinct] = np.arange(len(distinct))
-        memory_of = places.take(shards)
+            maps[shard] = file.mapped
         if self._verify:
-            self._verify_blocks(self._pieces.of(sample_ids), maps, memory_of)
-        return maps, np.zeros(len(maps), np.int64), memory_of
+            self._verify_blocks(self._pieces.of(sample_ids), maps, shards)
+        return Held(Memories(maps, self._zeros), shards)
 
-    def _verify_blocks(self, blocks: Ids, maps: Sequence[Bytes], memory_of: Ids) -> None:
+    def _verify_blocks(self, blocks: Ids, maps: Sequence[Bytes | None], shards: Ids) -> None:
         """Compares blocks of maps with the index, each once."""
         index = self._index
         new, first = np.unique(blocks, return_index=True)
-        for block, memory in zip(new.tolist(), memory_of[first].tolist(), strict=True):
+        for block, shard in zip(new.tolist(), shards[first].tolist(), strict=True):
             if not self._is_verified[block]:
-                self._check_crc32(block, maps[memory][index.block_starts[block] : index.block_stops[block]])
+                mapped = maps[shard]
+                assert mapped is not None
+                self._check_crc32(block, mapped[index.block_starts[block] : index.block_stops[block]])
                 self._is_verified[block] = True
 
-    def _hold_blocks(self, sample_ids: Ids) -> tuple[list[Bytes], Ids, Ids]:
+    def _hold_blocks(self, sample_ids: Ids) -> Held:
         pieces_of_them = self._pieces.of(sample_ids)
         reading = _BlockReading(self._pieces, sample_ids, pieces_of_them)
         self.blocks.serve(reading)
         starts = self._index.block_starts.take(reading.pieces)
-        return list(reading.blocks.values()), starts, reading.pieces.searchsorted(pieces_of_them)
+        return Held(Memories(list(reading.blocks.values()), starts), reading.pieces.searchsorted(pieces_of_them))
 
     def _decode(self, group: int, first: int, last: int) -> Generator[tuple[int, Content], None, None]:
         """The one block of a group."""
@@ -232,6 +237,7 @@ class TarMemory:
         index = self._index
         for block in dict.fromkeys(new.tolist()):
             self._is_advised[block] = True
+            self._advised_blocks += 1
             file = self._files[int(index.block_shards[block])]
             start, stop = int(index.block_starts[block]), int(index.block_stops[block])
             if not (file.is_resident(start) and file.is_resident(stop - 1)):
@@ -275,13 +281,10 @@ class _BlockReading(Reading):
             self.blocks[place] = others[place][_BLOCK]
 
 
-def _merged(
-    is_first: npt.NDArray[np.bool_],
-    first: tuple[list[Bytes], Ids, Ids],
-    second: tuple[list[Bytes], Ids, Ids],
-) -> tuple[list[Bytes], Ids, Ids]:
+def _merged(is_first: npt.NDArray[np.bool_], first: Held, second: Held) -> Held:
     """What samples lie in that are held in two ways; `is_first`, bool (n,), says which are the first's."""
     memory_of = np.empty(len(is_first), np.int64)
-    memory_of[is_first] = first[2]
-    memory_of[~is_first] = second[2] + len(first[0])
-    return first[0] + second[0], np.concatenate([first[1], second[1]]), memory_of
+    memory_of[is_first] = first.memory_of
+    memory_of[~is_first] = second.memory_of + len(first.memories.memories)
+    memories = [*first.memories.memories, *second.memories.memories]
+    return Held(Memories(memories, np.concatenate([first.memories.starts, second.memories.starts])), memory_of)

@@ -16,7 +16,7 @@ from headrace.formats.column_files import PathLike
 from headrace.formats.decoding import PayloadError
 from headrace.formats.field_decoding import Keys
 from headrace.formats.local_pin import LocalPin
-from headrace.formats.payloads import Memories, PlacedPayloads
+from headrace.formats.payloads import Held, Memories, PlacedPayloads
 from headrace.formats.piece_reading import Pieces
 from headrace.formats.ragged import Pad
 from headrace.formats.source import Array, Blocks, Column, Ids, ReadPart, Source, check_ids, check_out
@@ -258,17 +258,15 @@ class TarSource(Source):
     def _placed(self, located: _Located) -> Iterator[tuple[TarColumn, PlacedPayloads]]:
         """The columns that have payloads, and these."""
         ids = located.ids
-        if not (located.members and len(ids)):
-            memories, memory_of = Memories([], ids), ids[:0]
-        else:
-            memories, memory_of = self._memory().hold(ids, located.shards)
+        if not located.members:
+            return
+        held = self._memory().hold(ids, located.shards) if len(ids) else Held(Memories([], ids), ids)
         for column in self._columns:
             if column.decoder is not None:
                 members = located.members[column.name]
-                offsets, sizes = members[:, 0], members[:, 1]
-                if len(ids) and np.minimum.reduce(sizes) < 0:
-                    self._refuse_missing(column, int(ids[sizes.argmin()]))
-                yield column, PlacedPayloads(memories, memory_of, offsets, sizes)
+                if len(ids) and int(np.minimum.reduce(members[:, 1])) < 0:
+                    self._refuse_missing(column, int(ids[members[:, 1].argmin()]))
+                yield column, PlacedPayloads(held, members[:, 0], members[:, 1])
 
     def _read(self, located: _Located, out: Mapping[str, Array]) -> Mapping[str, Values]:
         """Reads samples into `out`, which has an array for each fixed column."""

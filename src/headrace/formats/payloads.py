@@ -91,19 +91,18 @@ class Memories:
     Args:
         memories: uint8 (bytes,) each, C-contiguous; None for those in which none lies.
         starts: int64 (memories,): which byte of its shard each begins with.
-        addresses: int64 (memories,), where each begins, where that is known.
+        addresses: Where each begins, where that is known.
     """
 
-    def __init__(self, memories: Sequence[Bytes | None], starts: Ids, addresses: Ids | None = None) -> None:
+    def __init__(self, memories: Sequence[Bytes | None], starts: Ids, addresses: Sequence[int] | None = None) -> None:
         self.memories, self.starts = memories, starts
-        if addresses is None:
-            addresses = np.array([address_of(memory) for memory in memories], np.int64)
-        lengths: Ids = np.array([0 if memory is None else len(memory) for memory in memories], np.int64)
+        at: Ids = np.array([address_of(one) for one in memories] if addresses is None else addresses, np.int64)
+        lengths: Ids = np.array([0 if one is None else len(one) for one in memories], np.int64)
         self.stops: Ids = starts + lengths
         self.start_at_zero = not starts.any()
         # where byte 0 of each shard would lie
-        self.origins: Ids = addresses - starts
-        self.are_addressable = _HAS_ADDRESSES and int((addresses + lengths).max(initial=0)) <= _LAST_ADDRESS
+        self.origins: Ids = at - starts
+        self.are_addressable = _HAS_ADDRESSES and int((at + lengths).max(initial=0)) <= _LAST_ADDRESS
 
 
 class Held:

@@ -178,7 +178,7 @@ class PieceMemory:
                 self._held[piece] if is_here else NOTHING
                 for piece, is_here in zip(reading.pieces.tolist(), reading.here.tolist(), strict=True)
             ]
-        if not reading.is_run:
+        if self._arrays and not reading.is_run:
             for one in held:
                 # by whoever needs it first; should two do it at once, they write the same
                 for name, rows in self._rows_of(one):

@@ -10,6 +10,7 @@ Guarantees:
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from headrace.errors import ShardError, StorageError
 from headrace.formats.fetch_ahead import FetchAhead, GroupBytes
 from headrace.formats.local_pin import LocalPin
-from headrace.formats.payloads import Bytes, Held, Memories
+from headrace.formats.payloads import Bytes, Held, Memories, address_of
 from headrace.formats.piece_memory import PieceMemory
 from headrace.formats.piece_reading import Content, Need, Pieces, Reading
 from headrace.formats.source import Array, Ids
@@ -37,7 +38,7 @@ class TarMemory:
     """Finds the bytes of samples.
 
     Attributes:
-        maps_all: Whether all shards are mapped, so that holding many samples at once costs no memory.
+        maps_all: Whether all shards are mapped.
         blocks: The blocks of the others that are in memory.
 
     Args:
@@ -112,6 +113,11 @@ class TarMemory:
                     held = _merged(is_mapped, held, self._hold_blocks(sample_ids[~is_mapped]))
         return held
 
+    @property
+    def holds_many(self) -> bool:
+        """Whether holding what many batches need costs no more memory than there is."""
+        return self.maps_all or self.blocks.keeps_all
+
     def announce(self, sample_ids: Ids) -> None:
         """Says that these samples will be read, after those announced before: what they need is fetched ahead."""
         if self.maps_all and self._advised_blocks == len(self._is_advised):
@@ -177,8 +183,10 @@ class TarMemory:
         pieces_of_them = self._pieces.of(sample_ids)
         reading = _BlockReading(self._pieces, sample_ids, pieces_of_them)
         self.blocks.serve(reading)
+        blocks = list(reading.blocks.values())
         starts = self._index.block_starts.take(reading.pieces)
-        return Held(Memories(list(reading.blocks.values()), starts), reading.pieces.searchsorted(pieces_of_them))
+        memories = Memories([block.data for block in blocks], starts, [block.address for block in blocks])
+        return Held(memories, reading.pieces.searchsorted(pieces_of_them))
 
     def _decode(self, group: int, first: int, last: int) -> Generator[tuple[int, Content], None, None]:
         """The one block of a group."""
@@ -245,10 +253,16 @@ class TarMemory:
 
 
 class _Block(Content):
-    """A block as it is in its shard."""
+    """A block as it is in its shard.
+
+    Attributes:
+        data: uint8 (bytes,).
+        nbytes: How many.
+        address: Where they begin.
+    """
 
     def __init__(self, data: Bytes) -> None:
-        self._data = data
+        self.data, self.nbytes, self.address = data, data.nbytes, address_of(data)
 
     def views(self) -> Mapping[str, Array]:
         return {}
@@ -256,8 +270,11 @@ class _Block(Content):
     def write(self, out: Mapping[str, Array]) -> None:
         """There are no columns yet."""
 
-    def others(self) -> Mapping[str, Array]:
-        return {_BLOCK: self._data}
+    def others(self) -> Mapping[str, Any]:
+        return {_BLOCK: self}
+
+
+_NONE = _Block(np.empty(0, np.uint8))
 
 
 class _BlockReading(Reading):
@@ -269,13 +286,13 @@ class _BlockReading(Reading):
 
     def __init__(self, pieces: Pieces, sample_ids: Ids, pieces_of_them: Ids) -> None:
         super().__init__(pieces, sample_ids, {}, {}, (), pieces_of_them=pieces_of_them)
-        self.blocks: dict[int, Bytes] = dict.fromkeys(range(len(self.pieces)), np.empty(0, np.uint8))
+        self.blocks: dict[int, _Block] = dict.fromkeys(range(len(self.pieces)), _NONE)
 
     def gather(
         self,
         first_rows: Ids,  # noqa: ARG002 (of the columns, which are not made here)
         views: Sequence[Mapping[str, Array]],  # noqa: ARG002
-        others: Sequence[Mapping[str, Array]],
+        others: Sequence[Mapping[str, Any]],
     ) -> None:
         for place in np.flatnonzero(self.here).tolist():
             self.blocks[place] = others[place][_BLOCK]

@@ -181,8 +181,8 @@ class TarSource(Source):
 
     def prepare(self, sample_ids: npt.ArrayLike) -> ReadPart:
         located = self._located(check_ids(sample_ids, len(self)))
-        if not (self._memory().maps_all and len(located.ids) and located.members):
-            # blocks that were fetched are held for a part at a time
+        if not (self._memory().holds_many and len(located.ids) and located.members):
+            # blocks that don't all fit are held for a part at a time
             return lambda start, stop, out: self._read(located.part(start, stop), out)
         parts = {
             column.name: self._decoded(column, located, column.decoder.prepare, payloads)

@@ -60,6 +60,17 @@ def test_ragged_columns_are_padded_or_lists_where_asked_for(path):
     assert [row.tolist() for row in listed] == [[0, 1, 2], [0]]
 
 
+def test_ragged_rows_that_were_read_apart_make_one_batch(monkeypatch, path):
+    monkeypatch.setattr("headrace.datasets.iterable._SAMPLES_AT_ONCE", 3)
+    stream = hr.ParquetDataset(path, ["id", "tokens", "words"]).to_iterable_dataset()
+    batches = list(DataLoader(stream, batch_size=4))
+    assert [[tokens.tolist() for tokens in batch["tokens"]] for batch in batches] == [
+        [list(range(i % 4)) for i in range(start, min(start + 4, ROWS))] for start in (0, 4, 8)
+    ]
+    assert {type(batch["tokens"]) for batch in batches} == {hr.Ragged}
+    assert [words for batch in batches for words in batch["words"]] == [["w"] * (i % 3) for i in range(ROWS)]
+
+
 def test_a_list_that_is_too_long_to_be_padded_names_its_sample(path):
     with pytest.raises(hr.SampleError, match=r"(?s)column 'tokens': .*holds 3 values.*sample 7: row 3 in .*group 1"):
         hr.ParquetDataset(path, ["tokens"], pad_to={"tokens": 2})[[0, 7]]

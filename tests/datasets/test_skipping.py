@@ -409,6 +409,20 @@ def test_they_come_alike_from_every_face():
     assert str(list(dataset.to_iterable_dataset())) == str([dict(dataset[i]) for i in range(7)])
 
 
+@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("batch_size", [3, 10, 24])
+def test_batches_of_samples_that_were_read_apart_are_as_if_read_at_once(monkeypatch, batch_size, as_tuple):
+    monkeypatch.setattr("headrace.datasets.iterable._SAMPLES_AT_ONCE", 7)
+    dataset = MapDataset(Objects(24), as_tuple=as_tuple)
+    expected = list(dataset.to_iterable_dataset(batch_size=batch_size))
+    assert str(list(DataLoader(dataset.to_iterable_dataset(), batch_size=batch_size))) == str(expected)
+
+
+def test_of_images_that_were_read_apart_different_sizes_are_refused_with_the_way_out():
+    with pytest.raises(SampleError, match=r"got \(1, 2\) and \(2, 2\): .*headrace\.image\(224\)"):
+        list(DataLoader(MapDataset(Unequal(6)).to_iterable_dataset(), batch_size=3))
+
+
 def test_a_sample_of_them_survives_a_worker():
     samples = list(DataLoader(MapDataset(Objects(5)).to_iterable_dataset(), batch_size=None, num_workers=1))
     assert samples[4]["tree"]["values"].tolist() == [4] * 4

@@ -169,6 +169,23 @@ def test_torchs_own_batching_takes_single_samples(tars):
     assert same(next(iter(DataLoader(tars(), batch_size=8))), next(iter(tars(batch_size=8))))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("bad", [(), (1, 4)])
+def test_torchs_own_batches_have_one_form_whatever_was_read_together(monkeypatch, tmp_path, bad, num_workers):
+    monkeypatch.setattr("headrace.datasets.iterable._SAMPLES_AT_ONCE", 7)
+    members = []
+    for i in range(30):
+        members += [(f"{i:02}.cls", b"x" if i in bad else b"%d" % i), (f"{i:02}.json", b'{"i": %d}' % i)]
+        members.append((f"{i:02}.npy", npy(np.zeros(i % 3))))
+    dataset = hr.TarDataset(write_tar(tmp_path / "a.tar", members), on_error="skip")
+    batches = list(DataLoader(dataset, batch_size=5, num_workers=num_workers))
+    assert sorted(numbers({"cls": batch["cls"]} for batch in batches)) == [i for i in range(30) if i not in bad]
+    for batch in batches:
+        ids = batch["cls"].tolist()
+        assert batch["json"] == [{"i": i} for i in ids]
+        assert [len(array) for array in batch["npy"]] == [i % 3 for i in ids]
+
+
 def test_a_run_goes_on_under_another_world_size_and_batch_size_with_the_rest_once(tars):
     first = [tars(batch_size=5, shuffle=True, seed=9, rank=rank, world_size=2) for rank in range(2)]
     passes = [iter(dataset) for dataset in first]

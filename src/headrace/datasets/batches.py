@@ -1,9 +1,9 @@
 """From columns to what a training loop gets: batches of tensors, and single samples out of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -43,9 +43,23 @@ class BatchForm:
             SampleError: Samples differ in shape, of a column whose batches are one array.
         """
         for name, column in self.schema.items():
-            if column.python_type is np.ndarray:
-                _check_alike(name, columns[name])
+            values = columns[name]
+            if column.python_type is np.ndarray and isinstance(values, np.ndarray) and values.dtype.hasobject:
+                _refuse_unlike(name, values)
         leaves = {name: as_leaf(columns[name], column) for name, column in self.schema.items()}
+        return list(leaves.values()) if self.as_tuple else leaves
+
+    def joined(self, parts: Sequence[Batch]) -> Batch:
+        """The rows of several batches as one, in memory of its own; as `batch` gives it where they are read together.
+
+        Raises:
+            SampleError: Samples differ in shape, of a column whose batches are one array.
+        """
+        columns = [part if isinstance(part, list) else list(part.values()) for part in parts]
+        leaves = {
+            name: _joined(name, column, own)
+            for (name, column), own in zip(self.schema.items(), zip(*columns, strict=True), strict=True)
+        }
         return list(leaves.values()) if self.as_tuple else leaves
 
     def batches(self, columns: Mapping[str, Values], bounds: Sequence[int]) -> list[Batch]:
@@ -106,14 +120,31 @@ def as_leaf(values: Values, column: Column) -> Any:
     return tensor if column.torch_dtype is None else tensor.view(column.torch_dtype)
 
 
-def _check_alike(name: str, values: Values) -> None:
-    """Refuses arrays that make no array together."""
-    if isinstance(values, np.ndarray) and values.dtype.hasobject:
-        shapes = list(dict.fromkeys(np.shape(row) for row in values))
-        raise SampleError(
-            f"{name}: expected arrays of one shape in a batch, got {' and '.join(map(str, shapes[:2]))}: "
-            f"images are made as large as each other by decode={{{name!r}: headrace.image(224)}}"
-        )
+def _refuse_unlike(name: str, rows: Iterable[Any]) -> NoReturn:
+    """Refuses arrays or tensors that make no array together."""
+    shapes = list(dict.fromkeys(tuple(np.shape(row)) for row in rows))
+    raise SampleError(
+        f"{name}: expected arrays of one shape in a batch, got {' and '.join(map(str, shapes[:2]))}: "
+        f"images are made as large as each other by decode={{{name!r}: headrace.image(224)}}"
+    )
+
+
+def _joined(name: str, column: Column, leaves: Sequence[Any]) -> Any:
+    """A column of several batches as one."""
+    first = leaves[0]
+    if all(isinstance(leaf, Ragged) for leaf in leaves):
+        return Ragged.concatenate(leaves)
+    if isinstance(first, dict):
+        return {field: _joined(name, column, [leaf[field] for leaf in leaves]) for field in first}
+    if isinstance(first, torch.Tensor) and all(
+        isinstance(leaf, torch.Tensor) and leaf.dtype == first.dtype and leaf.shape[1:] == first.shape[1:]
+        for leaf in leaves
+    ):
+        return torch.cat(list(leaves))
+    rows = [row for leaf in leaves for row in _unbind(leaf)]
+    if column.python_type is np.ndarray:
+        _refuse_unlike(name, rows)
+    return rows
 
 
 def _field_as_tensor(array: Array) -> Any:

@@ -189,21 +189,37 @@ def collate_at_once() -> bool:
 
 
 def _collate_rows(rows: list[Any], *, collate_fn_map: Mapping[Any, Any]) -> Any:
-    """What default collation makes of these samples: where nothing changed, a run of the batch as it was read."""
+    """What default collation makes of these samples: where nothing changed, what reading them at once gives."""
     if collate_fn_map.get(torch.Tensor) is torch_collate.collate_tensor_fn:  # else a user's own way with tensors
         if isinstance(rows, LazyRows) and (chunk := rows.untouched()) is not None:
             return chunk.batch
-        if (run := _consecutive(rows)) is not None:
-            return run
+        if (batch := _as_read(rows)) is not None:
+            return batch
     plain = [dict(row) if isinstance(row, dict) else tuple(row) for row in rows]
     return cast(Any, torch_collate.collate)(plain, collate_fn_map=collate_fn_map)
 
 
-def _consecutive(rows: list[Any]) -> Batch | None:
-    """The rows as a slice of one chunk's batch, where they are a run of its rows, unchanged."""
-    first = rows[0]
-    chunk, start = cast(Chunk, first.chunk), first.place
-    for place, row in enumerate(rows, start):
-        if type(row) is not type(first) or row.chunk is not chunk or row.place != place or not _holds(row, row.made):
+def _as_read(rows: list[Any]) -> Batch | None:
+    """The rows as a batch of the form in which they were read, where they are unchanged; else None.
+
+    A run of one chunk's rows is a slice of it. Rows of several are put together by column: default collation would
+    give some columns another form (dicts of JSON become one dict), which then changed from batch to batch.
+
+    Raises:
+        SampleError: Samples of several differ in shape, of a column whose batches are one array.
+    """
+    runs: list[tuple[Chunk, int, int]] = []
+    for row in rows:
+        if type(row) is not type(rows[0]) or not _holds(row, row.made):
             return None
-    return chunk.slice(start, start + len(rows)) if chunk.unchanged() else None
+        chunk, place = cast(Chunk, row.chunk), row.place
+        start = place
+        if runs and runs[-1][0] is chunk and runs[-1][2] == place:
+            _, start, _ = runs.pop()
+        runs.append((chunk, start, place + 1))
+    form = runs[0][0].form
+    chunks = {id(chunk): chunk for chunk, _, _ in runs}.values()
+    if not all(chunk.form == form and chunk.unchanged() for chunk in chunks):
+        return None
+    parts = [chunk.slice(start, stop) for chunk, start, stop in runs]
+    return parts[0] if len(parts) == 1 else form.joined(parts)

@@ -253,7 +253,9 @@ class IterableView(IterableDataset[Any]):
         Args:
             steps: Steps of the current pass that the training loop has taken: its batches, or its samples where single
                 ones are yielded. May be left out where `num_workers` is 0. With workers, ask once a first batch has
-                come: before that, it may be the former pass that counts as the current one.
+                come: before that, it may be the former pass that counts as the current one. Where torch makes batches
+                of single samples in W > 1 workers, each batch holds every W-th of them, so that only a multiple of W
+                full batches is what `steps` says; with a `batch_size` of the dataset's own any number is.
 
         Raises:
             ArgumentError: Worker processes do the reading, and `steps` is not given; or the pass has not that many.

@@ -28,6 +28,9 @@ _LONGEST_HEADER = 1 << 16
 # One request brings any header but those of many fields.
 _FIRST_BYTES = 4096
 _FILES_AT_ONCE = 4096
+# NumPy's arrays and torch's tensors have 64 at most, of which a batch needs one.
+_MOST_AXES = 63
+_TOO_LARGE = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +205,17 @@ def _parse(path: FilePlace | str, start: bytes) -> tuple[np.dtype[Any], tuple[in
     descr, fortran_order, shape = header["descr"], header["fortran_order"], header["shape"]
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
         _refuse(path, f"expected a shape of whole numbers, got {str(shape)[:80]}")
+    if len(shape) > _MOST_AXES:
+        _refuse(path, f"expected a shape of at most {_MOST_AXES} lengths, got {len(shape)}")
     if not isinstance(fortran_order, bool):
         _refuse(path, f"expected fortran_order True or False, got {str(fortran_order)[:80]}")
     try:
         dtype = np.lib.format.descr_to_dtype(descr)
     except (ValueError, TypeError, KeyError, IndexError, SyntaxError, RecursionError):
         _refuse(path, f"its dtype makes no sense: {str(descr)[:80]!r}")
+    # of no bytes, so that no size tells how large it claims to be
+    if 0 in shape and math.prod(max(1, length) for length in shape) * max(1, dtype.itemsize) >= _TOO_LARGE:
+        _refuse(path, f"expected a shape that an array can have, got {str(shape)[:80]}")
     return dtype, shape, fortran_order
 
 

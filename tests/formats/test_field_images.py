@@ -121,6 +121,11 @@ def test_webdatasets_names_never_start_another_program():
         decoded("eps", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"], decode={"eps": "pil"})
 
 
+def test_webdatasets_names_say_which_formats_they_take():
+    with pytest.raises(PayloadError, match=r"expected a JPEG, PNG, .* TIFF, .* or XPM image, got 5 bytes"):
+        decoded("tiff", [b"hello"], decode={"tiff": "rgb8"})
+
+
 def test_webdatasets_own_handlers_can_be_plugged_in():
     data = encoded_image(8, 6, "JPEG")
     (found,) = decoded("seg.jpg", [data], decode={"seg.jpg": wds.imagehandler("torchrgb8")})

@@ -145,6 +145,35 @@ def test_several_gzips_in_one_payload_are_one_after_the_other():
     assert decoded("txt.gz", [gzip.compress(b"a") + gzip.compress(b"b") + b"\0" * 9]).tolist() == ["ab"]
 
 
+@pytest.mark.parametrize("zeros", [0, 9, 70_000, 200_000])
+@pytest.mark.parametrize("lengths", [[300_000], [0, 1, 70_000], [5] * 200])
+def test_gzips_longer_than_what_is_read_of_them_at_once_are_whole(lengths, zeros):
+    contents = [np.random.default_rng(length).bytes(length) for length in lengths]
+    payload = b"".join(gzip.compress(content) + bytes(zeros) for content in contents)
+    assert archives.gunzipped(payload, sum(lengths)) == gzip.decompress(payload) == b"".join(contents)
+
+
+def test_the_work_of_decompressing_grows_with_the_payload_alone(monkeypatch):
+    fed = []
+
+    class Counting:
+        def __init__(self, wbits):
+            self._stream = decompressobj(wbits)
+
+        def decompress(self, payload, most_bytes):
+            fed.append(len(payload))
+            return self._stream.decompress(payload, most_bytes)
+
+        def __getattr__(self, name):
+            return getattr(self._stream, name)
+
+    decompressobj = archives.zlib.decompressobj
+    monkeypatch.setattr(archives.zlib, "decompressobj", Counting)
+    payload = gzip.compress(np.random.default_rng(0).bytes(8 << 20), 1)
+    archives.gunzipped(payload, 8 << 20)
+    assert sum(fed) < 2 * len(payload)
+
+
 def test_gzip_beyond_the_limit_is_refused_and_not_kept():
     bomb = gzip.compress(bytes(10_000_000))
     assert len(archives.gunzipped(bomb, 10_000_000)) == 10_000_000

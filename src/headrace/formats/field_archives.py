@@ -20,6 +20,7 @@ from headrace.formats.values import Values
 # What one payload may become. A gigabyte of zeros is a megabyte of deflate.
 MOST_BYTES = 1 << 30
 _STEP_BYTES = 1 << 20
+_FED_BYTES = 1 << 16  # what zlib hasn't come to is copied at each step
 
 # Tenbin, by webdataset: chunks of a mark, the length and the bytes, padded to 64
 _MARK = b"~TenBin~"
@@ -60,11 +61,15 @@ def gunzipped(payload: memoryview | bytes, most_bytes: int) -> bytes:
     """
     parts = []
     left = most_bytes
-    rest: bytes | memoryview = payload
-    while rest:
+    view, position = memoryview(payload), 0
+    while position < len(view):
         stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
         while not stream.eof:
-            part = stream.decompress(rest, min(left + 1, _STEP_BYTES))
+            fed: bytes | memoryview = stream.unconsumed_tail
+            if not fed:
+                fed = view[position : position + _FED_BYTES]
+                position += len(fed)
+            part = stream.decompress(fed, min(left + 1, _STEP_BYTES))
             left -= len(part)
             if left < 0:
                 raise PayloadError(
@@ -72,12 +77,20 @@ def gunzipped(payload: memoryview | bytes, most_bytes: int) -> bytes:
                     'ask for decode={...: "bytes"} where it is to be trusted, and decompress it yourself'
                 )
             parts.append(part)
-            rest = stream.unconsumed_tail
-            if not part and not rest and not stream.eof:
+            if not part and not fed and not stream.eof:
                 raise PayloadError(f"gzip of {len(payload)} bytes ends before its data: it was cut")
-        # tar-like zeros may follow, as Python's gzip and webdataset have it
-        rest = stream.unused_data.lstrip(b"\0")
+        position = _after_zeros(view, position - len(stream.unused_data))
     return b"".join(parts)
+
+
+def _after_zeros(view: memoryview, position: int) -> int:
+    """Where the next gzip begins: tar-like zeros may lie between, as Python's gzip and webdataset have it."""
+    while rest := bytes(view[position : position + _FED_BYTES]):
+        stripped = rest.lstrip(b"\0")
+        position += len(rest) - len(stripped)
+        if stripped:
+            break
+    return position
 
 
 def archive_decoder(mean_bytes: int) -> FieldDecoder:

@@ -34,6 +34,23 @@ def test_a_npz_whose_arrays_hold_objects_is_refused():
         decoded("npz", [payload])
 
 
+def test_text_in_a_npz_is_an_array_of_text():
+    names = [np.array(["é", "ab"]), np.array([b"x"]), np.array("one"), np.array(["b"], ">U1"), np.array([], "U3")]
+    (found,) = decoded("npz", [npz(**{f"n{place}": own for place, own in enumerate(names)}, a=np.arange(3))])
+    assert found.pop("a").tolist() == [0, 1, 2]
+    assert [array.tolist() for array in found.values()] == [array.tolist() for array in names]
+    assert all(array.dtype.isnative for array in found.values())
+
+
+def test_text_in_a_npz_of_fewer_bytes_than_it_claims_is_refused():
+    cut = npy(np.array(["ab"] * 9))[:-1]
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.npy", cut)
+    with pytest.raises(PayloadError, match="array 'a': "):
+        decoded("npz", [stream.getvalue()])
+
+
 def test_a_npz_that_claims_too_much_is_refused_before_it_is_decompressed(monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *args: pytest.fail("decompressed"))
     payload = npz(True, zeros=np.zeros(1 << 16, np.uint8), more=np.zeros(1 << 16, np.uint8))

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from headrace.errors import FormatError
 from headrace.formats.decoding import PayloadError
 from headrace.formats.dtypes import native
-from headrace.formats.field_arrays import read_array
+from headrace.formats.field_arrays import ArrayLayout, read_array
 from headrace.formats.field_decoding import DecodeEach, EachDecoder, FieldDecoder, Keys, of_objects
+from headrace.formats.npy import parse_header
 from headrace.formats.payloads import Payloads
 from headrace.formats.source import Array, Column
 from headrace.formats.values import Values
@@ -123,11 +125,23 @@ def read_archive(payload: bytes, most_bytes: int = MOST_BYTES) -> dict[str, Arra
                 arrays[name] = octets
                 continue
             try:
-                array = read_array(octets)
+                array = _read_entry(octets)
             except PayloadError as error:
                 raise PayloadError(f"array {name!r}: {error}") from None
             arrays[name] = np.array(array, native(array.dtype), order="C")
         return arrays
+
+
+def _read_entry(octets: bytes) -> Array:
+    """One array, which may also be text: in a dict it need not become a tensor."""
+    try:
+        layout = ArrayLayout(*parse_header("the array", octets))
+    except FormatError as error:
+        raise PayloadError(str(error)) from None
+    if layout.dtype.kind in "SU" and layout.dtype.itemsize and layout.payload_bytes == len(octets):
+        text: Array = np.lib.format.read_array(io.BytesIO(octets), allow_pickle=False)
+        return text
+    return read_array(octets)
 
 
 def tenbin_decoder(mean_bytes: int) -> FieldDecoder:

@@ -230,6 +230,7 @@ def test_alternatives_of_different_kinds_need_one_decoder():
         ({"jgp": "bytes"}, "decode: no column 'jgp': did you mean 'jpg'"),
         ({"jpg": "bytes", "seg.png": "bytes"}, "column 'jpg;seg.png' is named twice"),
         ({"jpg": None}, "expected for column 'jpg' what decodes it, got None"),
+        ({"jpg": hr.image}, r"column 'jpg': expected hr.image\(224\), or with another size, got hr.image itself"),
         ({"jpg": 7}, "expected for column 'jpg' a name such as 'npy' or 'bytes', a decoder .* got 7"),
         ({"jpg": "jgp"}, "column 'jpg': no decoder 'jgp': did you mean 'jpg'"),
         ({"__key__": "txt"}, "'__key__' is text already"),

@@ -135,6 +135,10 @@ def _by_name(choice: Choice, is_compressed: bool) -> FieldDecoder:  # noqa: FBT0
 
 def _by_object(choice: Choice) -> FieldDecoder:
     given = choice.given
+    if given is image:
+        raise ArgumentError(
+            f"decode: column {choice.name!r}: expected hr.image(224), or with another size, got hr.image itself"
+        )
     if isinstance(given, FieldDecoder):
         return _padded_or(choice, given)
     if isinstance(given, ImageDecoder) and given.size is None:

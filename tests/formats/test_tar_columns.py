@@ -1,8 +1,11 @@
 """Which columns samples have, what decodes each by default, and how a user says otherwise."""
 
+import gzip
+import io
 import json
 import pickle
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -197,9 +200,69 @@ def test_tensors_by_torch_are_read_without_running_code(tmp_path, capsys):
     stacked = decoded("pt", [(tmp_path / "b.pth").read_bytes()] * 2, decode={"pt": "torch"})
     assert stacked.tolist() == [[0, 1, 2]] * 2
     torch.save(Boom(), tmp_path / "c.pth")
-    with pytest.raises(PayloadError, match=r"expected tensors by torch.save"):
+    with pytest.raises(PayloadError, match=r"expected tensors by torch.save, in plain containers") as caught:
         decoded("pth", [(tmp_path / "c.pth").read_bytes()], decode={"pth": "torch"})
+    assert "weights_only" not in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def saved(value) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def deflated(archive: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as stored, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as small:
+        for entry in stored.infolist():
+            small.writestr(entry.filename, stored.read(entry))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        saved(torch.zeros(1).expand(1 << 40)),
+        saved({"a": [torch.zeros(1).expand(1 << 30)]}),
+        saved((torch.zeros(1, 1).expand(1 << 28, 1),) * 2),
+    ],
+    ids=["one", "in a dict", "shared"],
+)
+def test_tensors_that_show_a_few_bytes_as_many_are_refused(payload):
+    with pytest.raises(PayloadError, match=rf"of {len(payload)} bytes claim to hold \d+, more than the 1073741824"):
+        decoded("pth", [payload], decode={"pth": "torch"})
+
+
+def test_tensors_in_an_archive_that_claims_too_much_are_refused_before_they_are_read(monkeypatch):
+    payload = deflated(saved(torch.zeros(1 << 20)))
+    assert len(payload) < 20_000
+    assert field_unpacking._loaded(payload).shape == (1 << 20,)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("read"))
+    with pytest.raises(PayloadError, match=rf"of {len(payload)} bytes claim to hold 419\d+, more than the 4000000"):
+        field_unpacking._loaded(payload, 4_000_000)
+
+
+def test_a_container_that_holds_itself_is_refused():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(PayloadError, match="RecursionError"):
+        decoded("pth", [saved(endless)], decode={"pth": "torch"})
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 63), (1 << 62, 0), (1,) * 64])
+@pytest.mark.parametrize("field", ["npy", "npz", "npy.gz"])
+def test_shapes_that_no_array_has_are_refused_with_their_place(field, shape):
+    text = str({"descr": "<f8", "fortran_order": False, "shape": shape}).encode()
+    payload = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(0 if 0 in shape else 8)
+    if field == "npz":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a.npy", payload)
+        payload = stream.getvalue()
+    with pytest.raises(PayloadError, match="expected a shape ") as caught:
+        decoded(field, [gzip.compress(payload) if field == "npy.gz" else payload])
+    assert caught.value.place == 0
 
 
 # -- decode= ----------------------------------------------------------------------------------------------------------

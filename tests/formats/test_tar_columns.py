@@ -281,6 +281,18 @@ def test_a_column_of_alternatives_may_be_named_either_way(name):
     assert column.decoder.column.shape == (3, 4, 4)
 
 
+@pytest.mark.parametrize("spec", ["bin;bin.gz", "txt.gz;txt", "gz;bin"])
+def test_alternatives_of_which_some_are_compressed_need_one_decoder(spec):
+    infos = {name: info(name, [b"x"]) for name in ("bin", "bin.gz", "txt", "txt.gz", "gz")}
+    with pytest.raises(
+        ArgumentError,
+        match=rf"{spec!r} would hold (bytes|gzipped bytes|gzipped text) of .* and (bytes|gzipped bytes|text) of",
+    ):
+        plan_tar_columns(infos, [spec])
+    (column,) = plan_tar_columns(infos, [spec], {spec: "bytes"})
+    assert column.decoder.column.python_type is bytes
+
+
 def test_alternatives_of_different_kinds_need_one_decoder():
     (column,) = plan_tar_columns(SAFE, ["txt;json"], {"txt": "bytes"})
     assert (column.fields, column.decoder.column.python_type) == (("txt", "json"), bytes)

@@ -162,7 +162,9 @@ def _planned(
 
 def _check_alike(column: _Asked, own: Sequence[FieldInfo]) -> None:
     """Refuses alternatives that would make different things."""
-    kinds = {info.name: kind_of(info.name) for info in own}
+    kinds = {
+        info.name: f"gzipped {kind_of(info.name)}" if info.extension == "gz" else kind_of(info.name) for info in own
+    }
     first = own[0].name
     if other := next((name for name, kind in kinds.items() if kind != kinds[first]), None):
         raise ArgumentError(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError, StorageError
-from headrace.storage import BLOCK_BYTES, RangeRead, Store, StoredObject
+from headrace.storage import BLOCK_BYTES, RangeRead, ReadCancelled, Store, StoredObject, cache, cancellable
 from headrace.storage.checksum import crc32
 
 DATA = np.random.default_rng(0).integers(0, 256, BLOCK_BYTES + 5000, dtype=np.uint8)
@@ -103,6 +103,20 @@ def test_what_cannot_be_made_is_an_error_and_not_kept(store):
         store.read_through("x", out, fail)
     store.read_through("x", out, lambda: out.fill(3))
     assert (out == 3).all()
+
+
+@pytest.mark.parametrize("verb", ["keep", "read_through"])
+def test_whoever_waits_for_a_process_that_is_at_the_block_can_be_cancelled(url, tmp_path, monkeypatch, verb):
+    store = Store(cache_dir=tmp_path / "cache", deadline_seconds=2)  # else it goes on without the block, after a minute
+    [source] = store.open([url])
+    monkeypatch.setattr(cache, "take_lock", lambda _path: None)  # always another's
+    wait = {
+        "keep": lambda: store.keep(part(source, 0, 5000)),
+        "read_through": lambda: store.read_through("x", np.zeros(5000, np.uint8), lambda: None),
+    }
+    looks = iter([False, False])
+    with cancellable(lambda: next(looks, True)), pytest.raises(ReadCancelled):
+        wait[verb]()
 
 
 def test_reading_through_needs_a_cache():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError, StorageError
 from headrace.storage.access import Filesystems, without_causes
 from headrace.storage.cache import DiskCache
+from headrace.storage.cancellation import check_cancelled
 from headrace.storage.checksum import crc32
 from headrace.storage.concurrency import Concurrency
 from headrace.storage.counts import Counts
@@ -117,12 +118,14 @@ class Reader:
             if key is not None:
                 # a block that is there but damaged is read, too: not into the caller's memory
                 out = np.empty_like(part.out)
-                self._cache.read_through(key, out, functools.partial(np.copyto, out, part.out))
+                copy = functools.partial(np.copyto, out, part.out)
+                self._cache.read_through(key, out, copy, check=check_cancelled)
 
     def read_through(self, key: str, out: npt.NDArray[np.uint8], fetch: Callable[[], None]) -> None:
         """Fills memory with what was made of stored bytes: from the cache, else by `fetch`."""
         assert self._cache is not None
-        self._cache.read_through(f"made\n{key}", out, fetch)  # no range's key begins so
+        # no range's key begins so
+        self._cache.read_through(f"made\n{key}", out, fetch, check=check_cancelled)
 
     def _run(self, work: Work) -> None:
         """Does some work, in a thread of the queue; what goes wrong is told to those who wait for it."""

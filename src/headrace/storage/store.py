@@ -208,6 +208,7 @@ class Store:
 
         Raises:
             ArgumentError: There is no cache.
+            ReadCancelled: Another process is at it, and nobody wants it any more.
         """
         if self._options.cache_dir is None:
             raise ArgumentError("read_through: expected a store with a cache, got none: give Store(cache_dir=...)")

@@ -427,6 +427,31 @@ def test_a_shard_that_appears_meanwhile_is_not_replaced(tmp_path):
     assert not parts(tmp_path)
 
 
+def test_a_shard_that_appears_meanwhile_in_a_store_is_not_replaced():
+    def interfering():
+        yield from samples(1)
+        fs.pipe("/meanwhile/x-00.tar", b"another's")
+
+    fs = fsspec.filesystem("memory")
+    with pytest.raises(ArgumentError, match=r"meanwhile/x-00.tar: expected no such file.*do several processes"):
+        write_shards(interfering(), "memory://meanwhile/x-%02d.tar")
+    assert fs.cat_file("/meanwhile/x-00.tar") == b"another's"
+    assert fs.find("/meanwhile") == ["/meanwhile/x-00.tar"]
+
+
+def test_the_index_does_not_tell_of_a_shard_that_another_put_in_its_place(tmp_path, monkeypatch):
+    def interfering():
+        yield from samples(2)
+        fs.pipe("/replaced/x-00.tar", Path(theirs).read_bytes())
+
+    fs = fsspec.filesystem("memory")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    [theirs] = write_shards([{**samples(1)[0], "__key__": "their"}], tmp_path / "x-%02d.tar")
+    urls = write_shards(interfering(), "memory://replaced/x-%02d.tar", max_samples=1)
+    index = open_tar_index(urls, Store())
+    assert index.keys(np.arange(index.samples)) == ["their", "00001"]
+
+
 def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
     def link(*_):
         raise OSError(errno.EPERM, "Operation not permitted")

@@ -24,7 +24,7 @@ from headrace.formats.tar_index_file import save_index, version_of
 from headrace.formats.tar_scanning import Scanning
 from headrace.formats.tar_shards import index_beside, open_tar_index
 from headrace.formats.tar_table import ShardScan
-from headrace.storage import Store, is_url, protocol_of, shown
+from headrace.storage import Store, StoredObject, is_url, protocol_of, shown
 from headrace.storage.access import HTTP, Filesystems, without_causes
 from headrace.storage.urls import links_of
 
@@ -189,6 +189,7 @@ class StoredDestination(Destination):
         self._is_whole = protocol_of(pattern) in _WHOLE_OBJECTS
         self._temporary = ""
         self._scans: list[ShardScan] = []
+        self._places: list[StoredObject] = []
 
     def __enter__(self) -> Self:
         with writing(tempfile.gettempdir()):
@@ -216,14 +217,27 @@ class StoredDestination(Destination):
     def publish(self, part: str, name: str) -> None:
         # while it is at hand: from the store it would have to be read again
         scanning = Scanning(self._store, frozenset(), verify=True, keeps_decompressed=False)
-        self._scans += [scanning.scan(LocalPin.of(part, os.stat(part)), None)]
+        scan = scanning.scan(LocalPin.of(part, os.stat(part)), None)
         self._upload(part, name)
         self.written.append(name)
         os.unlink(part)
+        # now: the index must not take what another may put there later for this
+        [place] = self._store.open([name])
+        if place.object_bytes != scan.file_bytes:
+            raise StorageError(
+                f"{place}: expected the {scan.file_bytes} bytes that were written, got {place.object_bytes}: do "
+                "several processes write to the same pattern?"
+            )
+        self._scans.append(scan)
+        self._places.append(place)
 
     def _upload(self, part: str, name: str, *, replace: bool = False) -> None:
+        replace = replace or self.overwrite
         with self._asking(f"cannot write {shown(name)}"):
             fs, path = self._filesystems.resolve(name)
+            fs.invalidate_cache()
+            if not replace and fs.exists(path):
+                _refuse_existing(shown(name))
             if self._is_whole:
                 fs.put_file(part, path)
                 return
@@ -232,7 +246,7 @@ class StoredDestination(Destination):
             try:
                 fs.makedirs(folder, exist_ok=True)
                 fs.put_file(part, hidden)
-                if (replace or self.overwrite) and fs.exists(path):
+                if replace and fs.exists(path):
                     fs.rm_file(path)
                 fs.mv(hidden, path)
             except BaseException:
@@ -247,13 +261,7 @@ class StoredDestination(Destination):
                 fs.rm_file(path)
 
     def write_index(self) -> None:
-        places = self._store.open(self.written)
-        for place, scan in zip(places, self._scans, strict=True):
-            if place.object_bytes != scan.file_bytes:
-                raise StorageError(
-                    f"{place}: expected the {scan.file_bytes} bytes that were written, got {place.object_bytes}: do "
-                    "several processes write to the same pattern?"
-                )
+        places = self._places
         url = index_beside(places)
         if url is not None and all(version_of(place) for place in places):
             path = f"{self._temporary}/index"

@@ -415,6 +415,36 @@ def test_overwrite_replaces_the_whole_set(tmp_path):
     assert [len(members(path)) for path in paths] == [4, 2]
 
 
+def hidden(names):
+    return [name for name in names if name.rpartition("/")[2].startswith(".")]
+
+
+@pytest.mark.parametrize("counts", [(6, 3), (3, 6), (4, 4)])
+def test_overwrite_leaves_one_index(tmp_path, counts):
+    fs = fsspec.filesystem("memory")
+    for pattern in (f"{tmp_path}/x-%02d.tar", "memory://one-index/x-%02d.tar"):
+        for count in counts:
+            write_shards(samples(count), pattern, max_samples=1, overwrite=True)
+    assert len(hidden(os.listdir(tmp_path))) == 1
+    assert len(hidden(fs.ls("/one-index", detail=False))) == 1
+    fs.rm("/one-index", recursive=True)
+
+
+def test_an_error_while_overwriting_names_what_is_left_of_the_former_shards(tmp_path):
+    def failing():
+        yield from samples(2)
+        raise ZeroDivisionError
+
+    pattern = f"{tmp_path}/x-%02d.tar"
+    write_shards(samples(4), pattern, max_samples=1)
+    with pytest.raises(ZeroDivisionError) as caught:
+        write_shards(failing(), pattern, max_samples=1, overwrite=True)
+    former = f"3 of the former shards: {tmp_path}/x-01.tar to {tmp_path}/x-03.tar"
+    assert caught.value.__notes__[1:] == [
+        f"beside them are still {former}: write all of them again before they are read"
+    ]
+
+
 def test_a_shard_that_appears_meanwhile_is_not_replaced(tmp_path):
     def interfering():
         yield from samples(1)

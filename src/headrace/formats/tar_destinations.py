@@ -115,9 +115,21 @@ class Destination(ABC):
     def publish(self, part: str, name: str) -> None:
         """Puts what was written in its place, in one step, and counts it among those that are written."""
 
+    def delete_former(self, names: Sequence[str]) -> None:
+        """Deletes what is left over of a former set of shards, its index too."""
+        left_over = [name for name in names if name not in set(self.written)]
+        if set(names) != set(self.written) and (index := self._index_of(names)) is not None:
+            left_over.append(index)
+        for name in left_over:
+            self._delete(name)
+
     @abstractmethod
-    def delete(self, names: Sequence[str]) -> None:
-        """Deletes shards of a former set."""
+    def _index_of(self, names: Sequence[str]) -> str | None:
+        """Where the index of these shards lies, if it is there."""
+
+    @abstractmethod
+    def _delete(self, name: str) -> None:
+        """Deletes one file or object."""
 
     @abstractmethod
     def write_index(self) -> None:
@@ -150,10 +162,13 @@ class LocalDestination(Destination):
             finally:
                 os.close(folder)
 
-    def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            with writing(name):
-                os.unlink(name)
+    def _index_of(self, names: Sequence[str]) -> str | None:
+        index = index_beside([LocalPin(name, 0, 0, 0) for name in names])
+        return index if index is not None and os.path.lexists(index) else None
+
+    def _delete(self, name: str) -> None:
+        with writing(name):
+            os.unlink(name)
 
     def write_index(self) -> None:
         open_tar_index(self.written, Store())
@@ -254,11 +269,14 @@ class StoredDestination(Destination):
                     fs.rm_file(hidden)
                 raise
 
-    def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            with self._asking(f"cannot delete {shown(name)}"):
-                fs, path = self._filesystems.resolve(name)
-                fs.rm_file(path)
+    def _index_of(self, names: Sequence[str]) -> str | None:
+        index = index_beside([StoredObject(name, 0) for name in names])
+        return index if index is not None and index.rpartition("/")[2] in self._names() else None
+
+    def _delete(self, name: str) -> None:
+        with self._asking(f"cannot delete {shown(name)}"):
+            fs, path = self._filesystems.resolve(name)
+            fs.rm_file(path)
 
     def write_index(self) -> None:
         places = self._places

@@ -54,7 +54,7 @@ def write_shards(
         max_samples: The most samples in a shard; by default there is no bound.
         storage_options: What fsspec's filesystem takes: credentials, `endpoint_url`.
         overwrite: Whether to replace shards of this pattern that are there already. Those that are left over of a
-            longer set are deleted in the end. By default they are an error, before anything is written.
+            longer set are deleted in the end, and its index. By default they are an error, before anything is written.
 
     Returns:
         Each shard's absolute path or URL.
@@ -80,7 +80,8 @@ def write_shards(
             )
         try:
             _write_all(samples, destination, max_bytes, max_samples)
-            destination.delete([name for name in found if name not in set(destination.written)])
+            if found:
+                destination.delete_former(found)
             destination.write_index()
         except BaseException as error:
             if stay := destination.written:
@@ -89,6 +90,11 @@ def write_shards(
                     if len(stay) > 1
                     else f"a finished shard stays where it is: {shown(stay[0])}"
                 )
+                if kept := [name for name in found if name not in set(stay)]:
+                    error.add_note(
+                        f"beside them are still {len(kept)} of the former shards: {shown(kept[0])} to "
+                        f"{shown(kept[-1])}: write all of them again before they are read"
+                    )
             raise
         return destination.written
 

@@ -16,7 +16,7 @@ from headrace.errors import ArgumentError, ShardError, StorageError
 from headrace.formats import tar_index_file, tar_scanning, tar_shards
 from headrace.formats.tar_index import TarIndex
 from headrace.formats.tar_shards import index_beside, open_tar_index
-from headrace.storage import RangeRead, ReadCancelled, Store, cancellable
+from headrace.storage import RangeRead, ReadCancelled, Store, cancellable, check_cancelled
 from headrace.storage.checksum import crc32
 from tests.formats.stand_in_store import BASE, StandInStore
 from tests.formats.tar_files import END, tar_bytes
@@ -607,9 +607,9 @@ def test_a_local_shard_that_cannot_be_read_for_its_checksums_is_named(folder, mo
 # Compressed shards
 
 
-def compress(folder):
+def compress(folder, payload_bytes=1 << 20):
     for name in "abc":
-        (folder / f"{name}.tar.gz").write_bytes(gzip.compress(shard_bytes(name, payload_bytes=1 << 20)))
+        (folder / f"{name}.tar.gz").write_bytes(gzip.compress(shard_bytes(name, payload_bytes=payload_bytes)))
     return [str(folder / f"{name}.tar.gz") for name in "abc"]
 
 
@@ -653,6 +653,29 @@ def test_compressed_shards_that_do_not_fit_the_cache_are_refused(folder, tmp_pat
     for _ in range(2):
         with pytest.raises(StorageError, match=r"expected a disk cache with room for 12\d+ bytes.*got 9437184"):
             open_tar_index(names, store)
+
+
+def test_compressed_shards_that_do_not_fit_the_cache_are_refused_before_all_are_scanned(folder, tmp_path, monkeypatch):
+    def scan(self, place, codec, scan=tar_scanning.Scanning.scan):
+        while place.path.endswith("c.tar.gz"):
+            check_cancelled()
+        return scan(self, place, codec)
+
+    names = compress(folder, payload_bytes=1_300_000)
+    monkeypatch.setattr(tar_scanning.Scanning, "scan", scan)
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=9 << 20)
+    with pytest.raises(StorageError, match=r"expected a disk cache with room for 10\d+ bytes or more.*got 9437184"):
+        open_tar_index(names, store)
+
+
+def test_the_headers_of_blocks_count_where_compressed_shards_just_fit_the_cache(folder, tmp_path):
+    names = compress(folder)
+    index = open_tar_index(names, Store(), compressed="stream")
+    block_bytes = int((index.block_stops - index.block_starts).sum())
+    with pytest.raises(StorageError, match=rf"with room for 12\d+ bytes or more.*got {block_bytes} in"):
+        open_tar_index(names, Store(cache_dir=tmp_path / "cache", cache_bytes=block_bytes))
+    enough = block_bytes + 8192 * len(index.block_starts)
+    assert keys(open_tar_index(names, Store(cache_dir=tmp_path / "cache", cache_bytes=enough))) == ALL_KEYS
 
 
 def test_a_cut_compressed_shard_is_an_error(folder):

@@ -21,12 +21,14 @@ import numpy as np
 
 from headrace.errors import ArgumentError, StorageError
 from headrace.formats.local_pin import LocalPin
+from headrace.formats.source import Ids
 from headrace.formats.tar_decompression import Bytes, codec_of, decompressed
 from headrace.formats.tar_table import BLOCK_BYTES, ShardPlace
 from headrace.storage import Store, check_cancelled
+from headrace.storage.cache import kept_bytes
 from headrace.storage.checksum import crc32 as crc32_of
 
-__all__ = ["CompressedShards", "codec_of", "decompressed", "keep_block"]
+__all__ = ["CompressedShards", "check_room", "codec_of", "decompressed", "keep_block", "room_of"]
 
 _MODES = ("cache", "stream")
 # What has gone by and stays: threads that read ahead ask for neighbouring blocks in any order.
@@ -53,6 +55,26 @@ def keep_block(store: Store, place: ShardPlace, codec: str, *, start: int, data:
         out[:] = data
 
     store.read_through(_key(place, codec, start, start + len(data), crc32), out, fetch)
+
+
+def room_of(starts: Ids, stops: Ids) -> int:
+    """The bytes of the disk cache that blocks take, each with bytes [start, stop) of a tar."""
+    return sum(map(kept_bytes, (stops - starts).tolist()))
+
+
+def check_room(store: Store, needed_bytes: int) -> None:
+    """Refuses shards whose blocks don't fit into the store's disk cache together: each pass would decompress all anew.
+
+    Raises:
+        StorageError: They don't.
+    """
+    budget = store.cache_budget_bytes
+    if needed_bytes > budget:
+        raise StorageError(
+            f"expected a disk cache with room for {needed_bytes} bytes or more, which the compressed shards take when "
+            f"they are decompressed, got {budget} in {store.cache_dir}: give Store(cache_bytes=...) more, write the "
+            'shards without compression, or give compressed="stream" to read them in order'
+        )
 
 
 class CompressedShards:

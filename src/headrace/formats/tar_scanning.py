@@ -23,7 +23,7 @@ from headrace.errors import ShardError, StorageError
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.progress import Progress
 from headrace.formats.stored_file import fresh
-from headrace.formats.tar_compressed import decompressed, keep_block
+from headrace.formats.tar_compressed import check_room, decompressed, keep_block, room_of
 from headrace.formats.tar_scan import ShardScanner, scan_file
 from headrace.formats.tar_table import ShardPlace, ShardScan
 from headrace.storage import BLOCK_BYTES, RangeRead, Store, StoredObject, Transfer
@@ -123,7 +123,8 @@ def scan_shards(
 
     Raises:
         ShardError: A shard is damaged: of several the first.
-        StorageError: The bytes of one can't be had, or it has changed since it was pinned.
+        StorageError: The bytes of one can't be had, or it has changed since it was pinned; or those that are compressed
+            don't fit the cache.
     """
     is_over = threading.Event()
 
@@ -136,15 +137,21 @@ def scan_shards(
                 return error
 
     found: list[ShardScan | ShardError] = []
+    needed_bytes = 0
     streams = any(isinstance(place, StoredObject) for place in places) or any(codec is not None for codec in codecs)
     pool = ThreadPoolExecutor(_STREAMS_AT_ONCE if streams else _LOCAL_AT_ONCE, thread_name_prefix="headrace-scan")
     with Progress(len(places), "scanning shards") as progress:
         try:
-            for future in [pool.submit(scan, *one) for one in zip(places, codecs, strict=True)]:
+            futures = [pool.submit(scan, *one) for one in zip(places, codecs, strict=True)]
+            for future, codec in zip(futures, codecs, strict=True):
                 one = _result(future)
                 if isinstance(one, ShardError) and not leave_out:
                     one.add_note('allow=["bad_shards"] leaves damaged shards out')
                     raise one
+                if codec is not None and scanning.keeps_decompressed and isinstance(one, ShardScan):
+                    # now: all of them may take hours
+                    needed_bytes += room_of(one.block_starts, one.block_stops)
+                    check_room(scanning.store, needed_bytes)
                 found.append(one)
                 progress.add(1)
         finally:

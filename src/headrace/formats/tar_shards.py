@@ -17,7 +17,7 @@ import numpy as np
 from headrace.errors import ArgumentError, HeadraceError, ShardError, StorageError
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.pinning import pin_files, place_bytes
-from headrace.formats.tar_compressed import CompressedShards, codec_of
+from headrace.formats.tar_compressed import CompressedShards, check_room, codec_of, room_of
 from headrace.formats.tar_index import BadShard, TarIndex, relative_names
 from headrace.formats.tar_index_building import build_index, scan_of
 from headrace.formats.tar_index_file import load_index, load_known, parse_index, save_index, version_of
@@ -73,8 +73,9 @@ def open_tar_index(
             f"expected at least one sample, got none in {len(names)} shards: {places[0]}, ...; members that belong to "
             f"no sample: {ignored}"
         )
-    if compressed == "cache":
-        _check_budget(index, store)
+    if compressed == "cache" and any(codec is not None for codec in index.codecs):
+        is_compressed = np.array([codec is not None for codec in index.codecs])[index.block_shards]
+        check_room(store, room_of(index.block_starts[is_compressed], index.block_stops[is_compressed]))
     return index
 
 
@@ -290,20 +291,6 @@ def _check_names(names: Sequence[str], allow: Collection[str]) -> None:
     if stored and len(stored) < len(names):
         local = next(name for name in names if not is_url(name))
         raise ArgumentError(f"expected local files only, or URLs only, got both: {local} and {shown(stored[0])}")
-
-
-def _check_budget(index: TarIndex, store: Store) -> None:
-    shards = np.array([codec is not None for codec in index.codecs])
-    if not shards.any():
-        return
-    needed = int((index.block_stops - index.block_starts)[shards[index.block_shards]].sum())
-    budget = store.cache_budget_bytes
-    if needed > budget:
-        raise StorageError(
-            f"expected a disk cache with room for {needed} bytes, which the compressed shards have when they are "
-            f"decompressed, got {budget} in {store.cache_dir}: give Store(cache_bytes=...) more, write the shards "
-            'without compression, or give compressed="stream" to read them in order'
-        )
 
 
 def _digest(names: Sequence[str]) -> str:

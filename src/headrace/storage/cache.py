@@ -218,6 +218,15 @@ class DiskCache:
             )
 
 
+def kept_bytes(block_bytes: int) -> int:
+    """What a block takes of the budget, with its header.
+
+    >>> kept_bytes(1), kept_bytes(8 << 20)
+    (4096, 8392704)
+    """
+    return occupied_bytes(HEADER_BYTES + block_bytes)
+
+
 def open_folder(folder: Path) -> int:
     """Makes a cache's folders and files where they aren't there; returns the bytes of its files, by its own account.
 

@@ -351,6 +351,34 @@ def test_bytes_that_are_not_those_that_were_indexed_are_an_error(tmp_path):
         shards.blocks.read_block(0, 2_999_999, 3_000_001, 7)
 
 
+@pytest.mark.parametrize("is_noticed", [False, True])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_stored_stream_that_came_altered_is_read_again(tmp_path, monkeypatch, times, is_noticed):
+    def altered(*arguments, **options):
+        begun.append(arguments[0].url)
+        for piece in decompressed(*arguments, **options):
+            if len(begun) > times:
+                yield piece
+            elif is_noticed:
+                raise ShardError("x0.tar.gz cannot be decompressed")
+            else:
+                yield piece ^ 1
+
+    begun = []
+    monkeypatch.setattr(tar_compressed, "decompressed", altered)
+    written(tmp_path, "gz", compress("gz", random_bytes(3_000_000)), "x0")
+    store = stored(tmp_path)
+    places = store.open(["stand-in://bucket/x0.tar.gz"])
+    shards = CompressedShards(store, places, ["gz"], mode="stream")
+    wanted = random_bytes(3_000_000)[100:200]
+    if times < 3:
+        assert shards.read_block(0, 100, 200, zlib.crc32(wanted)).tobytes() == wanted
+    else:
+        with pytest.raises(ShardError if is_noticed else StorageError, match=r"x0\.tar\.gz"):
+            shards.read_block(0, 100, 200, zlib.crc32(wanted))
+    assert begun == [places[0].url] * min(times + 1, 3)
+
+
 def test_without_a_cache_both_ways_out_are_named(tmp_path):
     with pytest.raises(ArgumentError, match=r"Store\(cache_dir=...\), or compressed=\"stream\""):
         Shards(tmp_path, "gz", "cache")

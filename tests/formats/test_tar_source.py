@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError, SampleError, ShardError, StorageError
-from headrace.formats import tar_grouping, tar_source
+from headrace.formats import tar_grouping, tar_memory, tar_source
 from headrace.formats.tar_memory import TarMemory
 from headrace.formats.tar_source import TarSource
 from headrace.storage import Store, local
@@ -339,3 +339,43 @@ class TestReadingAhead:
         stored_bytes = int(source.blocks.bytes.sum()) / N
         assert source.read_ahead_bytes == pytest.approx((1 << 19) / stored_bytes * 8, rel=0.01)
         assert tar_source._AHEAD_SHARE == 2
+
+
+class TestLimits:
+    def test_a_sample_larger_than_memory_is_refused_before_it_is_read(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(tar_bytes([("0.bin", bytes(1 << 20))])))
+        monkeypatch.setattr(tar_memory, "_LARGE_BLOCK_BYTES", 1000)
+        monkeypatch.setattr(tar_memory, "available_bytes", lambda: 1 << 20)
+        with pytest.raises(
+            ShardError, match=r"a.tar.gz: a single sample takes 1049\d+ bytes, and 1048576 bytes of mem"
+        ):
+            TarSource(path, compressed="stream").read([0])
+
+    def test_pickles_of_local_compressed_shards_carry_the_cache_but_no_credentials(self, tmp_path):
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(tar_bytes(members(0, 3))))
+        store = Store(storage_options={"key": "AKIASECRETSECRET"}, cache_dir=tmp_path / "cache", cache_bytes=1 << 30)
+        pickled = pickle.dumps(TarSource(path, ["cls"], store))
+        assert b"AKIASECRET" not in pickled
+        assert pickle.loads(pickled).read([2])["cls"].tolist() == [Y[2]]
+
+    def test_a_shard_that_is_cut_between_two_batches_is_an_error(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", [(f"{i}.bin", bytes(1 << 20)) for i in range(16)])
+        source = TarSource(path)
+        part = source.prepare(np.arange(16))
+        part(0, 2, {})
+        os.truncate(path, 0)
+        source._memory()._next_look = 0.0  # as some milliseconds later
+        with pytest.raises(StorageError, match="was replaced while it was being read"):
+            part(2, 4, {})
+
+    def test_a_new_pass_looks_at_the_shards_again(self, tmp_path):
+        path = write_tar(tmp_path / "a.tar", members(0, 3))
+        source = TarSource(path, ["cls"])
+        source.read([0])
+        os.utime(path, ns=(1, 1))
+        source._memory()._next_look = float("inf")
+        source.end_prefetch()
+        with pytest.raises(StorageError, match="was replaced while it was being read"):
+            source.read([0])

@@ -112,7 +112,7 @@ class TarDataset(IterableView):
             allow: What is accepted instead of being an error, by name: "no_end", "data_after_end", "recurring_keys",
                 "duplicate_fields", "missing_fields", "bad_shards". The errors' texts say which would help.
             verify: Whether local shards are compared with checksums, which the index then holds. Stored ones always
-                are.
+                are; for what comes altered when it is read for the index, give the store `confirm=True`.
             compressed: What happens to .tar.gz and .tar.zst: "cache" decompresses each once into the store's disk
                 cache; "stream" reads them in file order only.
 

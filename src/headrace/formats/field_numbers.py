@@ -15,7 +15,7 @@ _DIGITS = 18
 # int64 (18,): 10**17, 10**16, ..., 1
 _POWERS = 10 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.int64)
 _NEWLINE = np.uint8(10)
-_ZERO = np.uint8(48)
+_ZERO = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,17 @@ def _read_digits(payloads: Payloads, out: Array) -> Ids | None:
     width = int(np.maximum.reduce(sizes))
     if not 0 < width <= _DIGITS + 1:
         return None
-    # (n, width); digits become 0..9 and all other bytes more, zeros after the end too
-    octets = payloads.beginnings(width)
-    digits = octets - _ZERO
-    if width <= _DIGITS and int(np.maximum.reduce(digits, axis=None)) <= 9:
+    # (n, width); digits become 0..9 and all other bytes more
+    digits = payloads.beginnings(width, after=_ZERO)
+    digits -= np.uint8(_ZERO)
+    least = int(np.minimum.reduce(sizes))
+    if least > 0 and width <= _DIGITS and int(np.maximum.reduce(digits, axis=None)) <= 9:
         np.matmul(digits.astype(np.int64), _POWERS[_DIGITS - width :], out=out)
+        if least < width:  # each came as if it had `width` digits
+            out //= _POWERS[_DIGITS - 1 - width + sizes]
         return sizes[:0]
+    octets = payloads.beginnings(width)
+    digits = octets - np.uint8(_ZERO)
     is_digit = digits <= 9
     found = np.count_nonzero(is_digit)
     if found == int(sizes.sum()):

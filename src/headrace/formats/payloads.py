@@ -76,9 +76,9 @@ class Payloads:
         """What does the same for some of the payloads: of [begin, end) the function of (begin, end, out)."""
         return lambda begin, end, out: Payloads.rows(self.part(begin, end), start, out)
 
-    def beginnings(self, width: int) -> Bytes:
-        """The first bytes of each, uint8 (n, width), in fresh memory; zeros follow where a payload ends before."""
-        out = np.zeros((len(self), width), np.uint8)
+    def beginnings(self, width: int, after: int = 0) -> Bytes:
+        """The first bytes of each, uint8 (n, width), in fresh memory; `after` follows where a payload ends before."""
+        out = np.full((len(self), width), after, np.uint8)
         for row, view in zip(out, self.views(), strict=True):
             some = view[:width]
             row[: len(some)] = np.frombuffer(some, np.uint8)
@@ -184,14 +184,14 @@ class PlacedPayloads(Payloads):
         assert len(self) == 0 or start + width <= self.least_bytes
         return self._gathering(start, width)
 
-    def beginnings(self, width: int) -> Bytes:
+    def beginnings(self, width: int, after: int = 0) -> Bytes:
         # In a tar payloads are padded, so that their first bytes can nearly always be gathered as if they had so many.
         if len(self) == 0 or self._least_room < width:
-            return super().beginnings(width)
+            return super().beginnings(width, after)
         out = np.empty((len(self), width), np.uint8)
         self._gathering(0, width)(0, len(self), out)
-        if self.least_bytes < width:
-            out *= np.arange(width) < self.sizes[:, None]
+        for place in range(self.least_bytes, width):
+            np.copyto(out[:, place], np.uint8(after), where=self.sizes <= place)
         return out
 
     @cached_property

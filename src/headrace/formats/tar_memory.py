@@ -2,8 +2,8 @@
 
 Guarantees:
     - Everything may be called from any number of threads.
-    - A local shard is the one that was indexed: it is looked at when it is opened, and once a second while it is read.
-      One that another file was renamed over stays as it was for as long as it is open.
+    - A local shard is the one that was indexed: it is looked at when it is opened, when a pass ends, and many times a
+      second while it is read. One that another file was renamed over stays as it was for as long as it is open.
     - What `hold` returned stays in place as long as anybody holds it.
 """
 
@@ -25,12 +25,16 @@ from headrace.formats.source import Array, Ids
 from headrace.formats.stored_file import fresh
 from headrace.formats.tar_compressed import CompressedShards
 from headrace.formats.tar_index import TarIndex
-from headrace.storage import BLOCK_BYTES, LocalFile, OpenFiles, Store, StoredObject
+from headrace.storage import BLOCK_BYTES, LocalFile, OpenFiles, Store, StoredObject, available_bytes
 from headrace.storage.checksum import crc32
 
 # Of the memory, the share for stored bytes that were fetched and not asked for yet
 _FETCHED_SHARE = 4
-_LOOK_SECONDS = 1.0
+# Local shards are looked at as often, but for no more than a twentieth of the time.
+_LOOK_SECONDS = 0.01
+_LOOK_SHARE = 20
+# Looking at how much memory is free takes as long as reading a megabyte.
+_LARGE_BLOCK_BYTES = 256 << 20
 _BLOCK = "block"
 
 
@@ -73,11 +77,11 @@ class TarMemory:
         self._is_mapped = ~is_remote & ~self._is_compressed  # until it turns out that one can't be
         self.maps_all = bool(self._is_mapped.all())
         self._files = OpenFiles(self._open)
-        self._looked = np.full(len(places), -np.inf)
+        self._all_maps: Memories | None = None  # once all shards are open, and may stay so
+        self._next_look = float("-inf")
         self._is_verified = np.zeros(len(pieces), np.bool_)
         self._is_advised = np.zeros(len(pieces), np.bool_)
         self._advised_blocks = 0
-        self._zeros: Ids = np.zeros(len(places), np.int64)
         need = Need(pieces)
         fetched_bytes = memory_bytes // _FETCHED_SHARE if self._is_stored.any() else 0
         self._ahead = FetchAhead(store, self._locate, need.has_due, fetched_bytes)
@@ -134,6 +138,7 @@ class TarMemory:
 
     def forget_announced(self) -> None:
         """Nothing of what was announced will be read."""
+        self._next_look = float("-inf")
         self._is_advised[:] = False
         self._advised_blocks = 0
         self.blocks.forget_announced()
@@ -146,27 +151,43 @@ class TarMemory:
         pin.check(file.status())
         return file
 
+    def look(self) -> None:
+        """Makes sure that the local shards are still what was indexed, where it is some time since that was done.
+
+        A shard that is cut in place while it is mapped would else end the process as soon as it is read beyond its end.
+
+        Raises:
+            StorageError: One was altered.
+        """
+        now = self._clock()
+        if now < self._next_look:
+            return
+        for shard, file in self._files.opened():
+            pin = self._index.shards[shard]
+            assert isinstance(pin, LocalPin)
+            pin.check(file.status())
+        done = self._clock()
+        self._next_look = done + max(self._look_seconds, _LOOK_SHARE * (done - now))
+
     def _hold_maps(self, sample_ids: Ids, shards: Ids) -> Held | None:
         """The maps of these shards; None where one of them can't be mapped, which is then remembered."""
-        is_used = np.zeros(len(self._is_mapped), np.bool_)
-        is_used[shards] = True
-        maps: list[Bytes | None] = [None] * len(is_used)
-        now = self._clock()
-        for shard in is_used.nonzero()[0].tolist():
-            file = self._files[shard]
-            if file.mapped is None:
-                self._is_mapped[shard] = self.maps_all = False
-                return None
-            file.check_size()
-            if now - self._looked[shard] >= self._look_seconds:
-                pin = self._index.shards[shard]
-                assert isinstance(pin, LocalPin)
-                pin.check(file.status())
-                self._looked[shard] = now
-            maps[shard] = file.mapped
+        self.look()
+        memories = self._all_maps
+        if memories is None:
+            is_used = np.zeros(len(self._is_mapped), np.bool_)
+            is_used[shards] = True
+            maps: list[Bytes | None] = [None] * len(is_used)
+            for shard in is_used.nonzero()[0].tolist():
+                maps[shard] = self._files[shard].mapped
+                if maps[shard] is None:
+                    self._is_mapped[shard] = self.maps_all = False
+                    return None
+            memories = Memories(maps, np.zeros(len(maps), np.int64))
+            if len(maps) <= self._files.limit and all(one is not None for one in maps):
+                self._all_maps = memories
         if self._verify:
-            self._verify_blocks(self._pieces.of(sample_ids), maps, shards)
-        return Held(Memories(maps, self._zeros), shards)
+            self._verify_blocks(self._pieces.of(sample_ids), memories.memories, shards)
+        return Held(memories, shards)
 
     def _verify_blocks(self, blocks: Ids, maps: Sequence[Bytes | None], shards: Ids) -> None:
         """Compares blocks of maps with the index, each once."""
@@ -193,6 +214,7 @@ class TarMemory:
         assert first == last == group
         shard = int(self._index.block_shards[group])
         start, stop = int(self._index.block_starts[group]), int(self._index.block_stops[group])
+        _check_room(stop - start, str(self._index.shards[shard]))
         if self._is_compressed[shard]:
             assert self._compressed is not None
             data = self._compressed.read_block(shard, start, stop, int(self._index.block_crc32[group]))
@@ -296,6 +318,15 @@ class _BlockReading(Reading):
     ) -> None:
         for place in np.flatnonzero(self.here).tolist():
             self.blocks[place] = others[place][_BLOCK]
+
+
+def _check_room(block_bytes: int, shard: str) -> None:
+    """Refuses what would take nearly all the memory that there is: a small compressed shard may claim any size."""
+    if block_bytes > _LARGE_BLOCK_BYTES and 2 * block_bytes > (free_bytes := available_bytes()):
+        raise ShardError(
+            f"{shard}: a single sample takes {block_bytes} bytes, and {free_bytes} bytes of memory are free: "
+            "read it on a machine with more memory, or leave the shard out"
+        )
 
 
 def _merged(is_first: npt.NDArray[np.bool_], first: Held, second: Held) -> Held:

@@ -156,7 +156,8 @@ class TarSource(Source):
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_pieces", "blocks")}
         # a store may hold what lets one in: it travels only where it is needed
-        return {**state, "_memories": {}, "_store": Store() if self._maps_all else self._store}
+        is_local = all(isinstance(place, LocalPin) for place in self.index.shards)
+        return {**state, "_memories": {}, "_store": self._store.for_local_files() if is_local else self._store}
 
     def __len__(self) -> int:
         return self.index.samples
@@ -190,7 +191,10 @@ class TarSource(Source):
             if column.decoder is not None
         }
 
+        memory = self._memory()
+
         def part(start: int, stop: int, out: Mapping[str, Array]) -> Mapping[str, Values]:
+            memory.look()
             keys = self._keys(located.ids[start:stop])
             return {
                 column.name: self._named(column.name, located.part(start, stop))

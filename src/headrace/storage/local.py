@@ -250,6 +250,15 @@ class OpenFiles(Generic[Opened]):
     def __len__(self) -> int:
         return len(self._opened)
 
+    @property
+    def limit(self) -> int:
+        """How many stay open."""
+        return self._limit
+
+    def opened(self) -> list[tuple[int, Opened]]:
+        """Those that are open now, and their numbers."""
+        return list(self._opened.items())
+
 
 def open_limit() -> int:
     """How many files one source keeps open: an eighth of what the process may, at two descriptors each."""

@@ -10,6 +10,7 @@ Guarantees:
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ class Store:
         named = ", ".join(sorted(self._options.storage_options))  # their values may be secrets
         cache_dir = None if self._options.cache_dir is None else str(self._options.cache_dir)
         return f"Store(storage_options={{{named}}}, cache_dir={cache_dir!r})"
+
+    def for_local_files(self) -> "Store":
+        """The same cache and waits, without the options that may let one into a store."""
+        store = object.__new__(type(self))
+        store.__setstate__(replace(self._options, storage_options={}))
+        return store
 
     @property
     def has_cache(self) -> bool:

@@ -1,5 +1,6 @@
 """Opening shards: each is scanned once, its index kept and found again, and whatever isn't right is told."""
 
+import builtins
 import gzip
 import itertools
 import os
@@ -169,6 +170,25 @@ def test_an_index_that_cannot_be_kept_anywhere_is_in_memory(folder, scanned, mon
         assert keys(index) == keys(pickle.loads(pickle.dumps(index))) == ALL_KEYS
     assert len(scanned) == 6
     assert "the index of 3 tar shards is kept nowhere" in caplog.text
+
+
+def test_a_folder_that_cannot_be_looked_into_has_no_index(folder, scanned, tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+
+    def guarded(real):
+        def call(path, *rest, **options):
+            if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(closed)):
+                raise PermissionError(13, "Permission denied")
+            return real(path, *rest, **options)
+
+        return call
+
+    for module, name in ((os, "stat"), (os, "mkdir"), (builtins, "open")):
+        monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+    for _ in range(2):
+        assert keys(opened(folder, index_dir=closed / "indexes")) == ALL_KEYS
+    assert len(scanned) == 3
+    assert len(index_files(folder)) == 1
 
 
 def test_only_shards_that_have_changed_are_scanned_again(folder, scanned):

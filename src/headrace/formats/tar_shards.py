@@ -111,7 +111,7 @@ def _open(
         allowed = scanning.allow if not leave_out else {*scanning.allow, "bad_shards"}
         for number in range(len(files) + 1):
             found = load_known(files[number], places) if number < len(files) else _stored_index(places, scanning, files)
-            if found is None and number < len(files) and files[number].exists():
+            if found is None and number < len(files) and os.path.exists(files[number]):
                 _log.warning(
                     "the index %s is damaged, or of other shards or another version: it is made anew", files[number]
                 )

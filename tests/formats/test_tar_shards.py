@@ -20,7 +20,7 @@ from headrace.formats.tar_shards import index_beside, open_tar_index
 from headrace.storage import RangeRead, ReadCancelled, Store, cancellable, check_cancelled
 from headrace.storage.checksum import crc32
 from tests.formats.stand_in_store import BASE, StandInStore
-from tests.formats.tar_files import END, tar_bytes
+from tests.formats.tar_files import END, member, tar_bytes
 
 _numbers = itertools.count()
 
@@ -338,6 +338,37 @@ def test_damaged_shards_are_left_out_where_that_is_allowed(folder, scanned, capl
     assert keys(opened(folder)) == ALL_KEYS
 
 
+@pytest.mark.parametrize("more", ["no_end", "duplicate_fields"])
+def test_a_shard_that_was_left_out_is_back_where_what_is_wrong_with_it_is_allowed(folder, scanned, more):
+    wrong = {
+        "no_end": b"".join(member(name, payload) for name, payload in members("b")),
+        "duplicate_fields": tar_bytes([*members("b"), ("b3.npy", b"again")]),
+    }
+    (folder / "b.tar").write_bytes(wrong[more])
+    assert keys(opened(folder, allow=["bad_shards"])) == [*ALL_KEYS[:4], *ALL_KEYS[8:]]
+    scanned.clear()
+    index = opened(folder, allow=["bad_shards", more])
+    assert (keys(index), index.bad_shards) == (ALL_KEYS, ())
+    assert scanned == ["b.tar"]
+    assert keys(opened(folder, allow=["bad_shards"])) == [*ALL_KEYS[:4], *ALL_KEYS[8:]]
+
+
+def test_what_another_process_puts_in_place_meanwhile_counts_only_if_it_has_all_that_is_asked_for(folder, monkeypatch):
+    other = opened(folder, allow=["recurring_keys"])
+    for path in index_files(folder):
+        path.unlink()
+
+    def outrun(path, index, save_index=tar_shards.save_index):
+        save_index(path, index)
+        save_index(path, other)
+
+    monkeypatch.setattr(tar_shards, "save_index", outrun)
+    index = opened(folder, verify=True)
+    assert index.has_crc32.all()
+    assert index.allowed == set()
+    assert keys(index) == ALL_KEYS
+
+
 # What is asked for wrongly
 
 
@@ -613,6 +644,16 @@ def test_local_shards_get_checksums_where_that_is_asked_for(folder, scanned):
     opened(folder)
     opened(folder, verify=True)
     assert len(scanned) == 6
+
+
+def test_checksums_that_only_some_local_shards_have_are_made_for_the_others(folder, scanned):
+    opened(folder, verify=True)
+    (folder / "c.tar").write_bytes(shard_bytes("c", payload_bytes=600))
+    assert opened(folder).has_crc32.tolist() == [True, True, False]
+    (folder / "a.tar").write_bytes(shard_bytes("a", payload_bytes=600))
+    scanned.clear()
+    assert opened(folder, verify=True).has_crc32.all()
+    assert sorted(scanned) == ["a.tar", "c.tar"]
 
 
 def test_a_local_shard_that_cannot_be_read_for_its_checksums_is_named(folder, monkeypatch):

@@ -20,7 +20,7 @@ from headrace.formats.pinning import pin_files, place_bytes
 from headrace.formats.tar_compressed import CompressedShards, check_room, codec_of, room_of
 from headrace.formats.tar_index import BadShard, TarIndex, relative_names
 from headrace.formats.tar_index_building import build_index, scan_of
-from headrace.formats.tar_index_file import load_index, load_known, parse_index, save_index, version_of
+from headrace.formats.tar_index_file import load_known, parse_index, save_index, version_of
 from headrace.formats.tar_scanning import Scanning, scan_shards
 from headrace.formats.tar_table import ALLOWED, ShardPlace, ShardScan
 from headrace.storage import RangeRead, Store, StoredObject, is_url, shown
@@ -108,35 +108,34 @@ def _open(
     known = [False] * len(places)
     if all(version_of(place) for place in places):  # else shards may change unnoticed
         files = _files(places, scanning.store, index_dir)
-        allowed = scanning.allow if not leave_out else {*scanning.allow, "bad_shards"}
         for number in range(len(files) + 1):
-            found = load_known(files[number], places) if number < len(files) else _stored_index(places, scanning, files)
+            found = load_known(files[number], places) if number < len(files) else _stored_index(places, scanning)
             if found is None and number < len(files) and os.path.exists(files[number]):
                 _log.warning(
                     "the index %s is damaged, or of other shards or another version: it is made anew", files[number]
                 )
-            if found is None or not found[0].allowed <= set(allowed):
+            if found is None:
                 continue
-            same = _still_good(*found, verify=scanning.verify)
+            same = _still_good(*found, scanning, leave_out=leave_out)
             if all(same):
-                return found[0]
+                return found[0] if number < len(files) else _kept(found[0], files, places, scanning)
             if sum(same) > sum(known):
                 old, known = found[0], same
     index = _built(places, codecs, scanning, old, known, leave_out=leave_out)
-    return _kept(index, files, places)
+    return _kept(index, files, places, scanning)
 
 
-def _still_good(index: TarIndex, same: Sequence[bool], *, verify: bool) -> list[bool]:
+def _still_good(index: TarIndex, same: Sequence[bool], scanning: Scanning, *, leave_out: bool) -> list[bool]:
     """Which places the index tells of as they are, with all that is asked of it."""
-    good, shard = list(same), 0
+    allowed = {*scanning.allow, "bad_shards"} if leave_out else set(scanning.allow)
+    if not index.allowed <= allowed:
+        return [False] * len(same)
+    # a shard that was bad may be good by what is allowed now
+    as_bad = index.allowed == allowed
     bad = {one.position for one in index.bad}
-    for position in range(len(good)):
-        if position in bad:
-            continue
-        if verify and not index.has_crc32[shard]:
-            good[position] = False
-        shard += 1
-    return good
+    has_crc32 = iter(index.has_crc32.tolist())
+    has_all = [as_bad if position in bad else next(has_crc32) or not scanning.verify for position in range(len(same))]
+    return [one and other for one, other in zip(same, has_all, strict=True)]
 
 
 def _built(
@@ -209,13 +208,15 @@ def _taken_over(old: TarIndex, known: Sequence[bool]) -> list[ShardScan | ShardE
 
 def _had_to_be_allowed(allow: Collection[str], scans: Sequence[ShardScan], bad: Sequence[BadShard]) -> set[str]:
     """What an index owes to what was allowed, or may: who doesn't allow that can't use it."""
+    if bad:  # for all that was allowed
+        return {*allow, "bad_shards"}
     allowed = set(allow)
     if not any(scan.ignored.get("duplicate") for scan in scans):
         allowed.discard("duplicate_fields")
-    return allowed | {"bad_shards"} if bad else allowed
+    return allowed
 
 
-def _kept(index: TarIndex, files: Sequence[Path], places: Sequence[ShardPlace]) -> TarIndex:
+def _kept(index: TarIndex, files: Sequence[Path], places: Sequence[ShardPlace], scanning: Scanning) -> TarIndex:
     """The index, mapped from the first file that could be written."""
     for path in files:
         try:
@@ -224,7 +225,11 @@ def _kept(index: TarIndex, files: Sequence[Path], places: Sequence[ShardPlace]) 
         except OSError as error:
             _log.info("cannot keep the index of tar shards in %s: %s", path.parent, error.strerror)
             continue
-        return load_index(path, places) or index  # another may have put one of other versions in its place
+        # another process may have put one in its place that tells of other versions, or of less, or owes to what isn't
+        # allowed here
+        found = load_known(path, places)
+        is_good = found is not None and all(_still_good(*found, scanning, leave_out=bool(index.bad)))
+        return found[0] if found is not None and is_good else index
     _log.warning(
         "the index of %d tar shards is kept nowhere, so they are scanned whenever they are opened: %s",
         len(places),
@@ -250,9 +255,7 @@ def _files(places: Sequence[ShardPlace], store: Store, index_dir: Path | None) -
     return files
 
 
-def _stored_index(
-    places: Sequence[ShardPlace], scanning: Scanning, files: Sequence[Path]
-) -> tuple[TarIndex, list[bool]] | None:
+def _stored_index(places: Sequence[ShardPlace], scanning: Scanning) -> tuple[TarIndex, list[bool]] | None:
     """The index that lies beside stored shards, as an object."""
     url = None if isinstance(places[0], LocalPin) else index_beside(places)
     if url is None:
@@ -270,8 +273,6 @@ def _stored_index(
     found = parse_index(data.tobytes(), places)
     if found is None:
         _log.warning("the index %s is damaged, or of other shards or another version: it is left aside", shown(url))
-    elif all(found[1]):
-        return _kept(found[0], files, places), found[1]
     return found
 
 

@@ -302,6 +302,22 @@ def test_another_process_takes_no_other_file_for_it(index, path):
         pickle.loads(data)
 
 
+def test_another_process_takes_no_file_that_lacks_checksums_for_one_that_has_them(path):
+    scans = [scan_made_of(shard, crc32=True) for shard in UNIFORM]
+    places = pins(scans)
+    checked, unchecked = (
+        build_index(places, [None] * 3, some) for some in (scans, [replace(one, block_crc32=None) for one in scans])
+    )
+    save_index(path, checked)
+    data = pickle.dumps(load_index(path, places))
+    save_index(path, unchecked)
+    with pytest.raises(StorageError, match="was replaced"):
+        pickle.loads(data)
+    data = pickle.dumps(load_index(path, places))
+    save_index(path, checked)
+    assert pickle.loads(data).has_crc32.all()
+
+
 def test_nothing_is_left_where_an_index_cannot_be_written(index, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

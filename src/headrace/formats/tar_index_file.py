@@ -71,7 +71,7 @@ class MappedIndex(TarIndex):
     _unchecked: npt.NDArray[np.uint8]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _map_again, (self.path, self._places, self._part_crc32.copy())
+        return _map_again, (self.path, self._places, self._part_crc32.copy(), self.has_crc32.copy())
 
     def check(self, shards: Ids) -> None:
         """As `TarIndex.check` says: a large file's parts are checked when they are first used."""
@@ -285,10 +285,19 @@ def _widths(patterns: Collection[Sequence[int]]) -> Ids:
     return np.array([len(one) for one in patterns], np.int64)
 
 
-def _map_again(path: Path, places: Sequence[ShardPlace], part_crc32: npt.NDArray[np.uint32]) -> TarIndex:
-    """The same index in another process."""
+def _map_again(
+    path: Path,
+    places: Sequence[ShardPlace],
+    part_crc32: npt.NDArray[np.uint32],
+    has_crc32: npt.NDArray[np.bool_],
+) -> TarIndex:
+    """The same index in another process, or one of the same samples that has all its checksums and perhaps more."""
     index = load_index(path, places)
-    if not isinstance(index, MappedIndex) or not np.array_equal(index._part_crc32, part_crc32):  # noqa: SLF001
+    if (
+        not isinstance(index, MappedIndex)
+        or not np.array_equal(index._part_crc32, part_crc32)  # noqa: SLF001 (this module's)
+        or (has_crc32 & ~index.has_crc32).any()
+    ):
         raise StorageError(
             f"the index {path} has gone or was replaced since the dataset was opened, and this process needs it: "
             "open the dataset again, and leave its index alone while it is in use"

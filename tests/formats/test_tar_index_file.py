@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import stat
 import struct
 import zlib
 from dataclasses import replace
@@ -18,6 +19,7 @@ from headrace.formats.tar_index import BadShard
 from headrace.formats.tar_index_building import build_index, scan_of
 from headrace.formats.tar_index_file import load_index, load_known, parse_index, save_index
 from headrace.storage import StoredObject
+from tests.formats.tar_files import pin
 from tests.formats.tar_scans import assert_same_scan, pins, scan_made_of
 
 UNIFORM = [[(f"{i}{j}", {"cls": 2, "npy": 700}) for j in range(5)] for i in "abc"]
@@ -316,6 +318,20 @@ def test_another_process_takes_no_file_that_lacks_checksums_for_one_that_has_the
     data = pickle.dumps(load_index(path, places))
     save_index(path, checked)
     assert pickle.loads(data).has_crc32.all()
+
+
+@pytest.mark.parametrize(("modes", "expected"), [((0o666, 0o444), 0o644), ((0o644, 0o640), 0o640), ((0o400,), 0o600)])
+def test_an_index_is_for_those_who_may_read_all_its_shards(modes, expected, tmp_path):
+    scans = [scan_made_of([(f"{i}", {"txt": 5})]) for i in range(len(modes))]
+    places = []
+    for i, mode in enumerate(modes):
+        shard = tmp_path / f"{i}.tar"
+        shard.touch()
+        shard.chmod(mode)
+        places.append(pin(shard))
+    path = tmp_path / "x.index"
+    save_index(path, build_index(places, [None] * len(places), scans))
+    assert stat.S_IMODE(path.stat().st_mode) == expected
 
 
 def test_nothing_is_left_where_an_index_cannot_be_written(index, tmp_path, monkeypatch):

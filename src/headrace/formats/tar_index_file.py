@@ -100,13 +100,23 @@ def save_index(path: Path, index: TarIndex) -> None:
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".headrace-", suffix=".part")
     try:
         with open(fd, "wb") as file:
-            os.fchmod(fd, 0o644)  # others who read the shards may use it
+            os.fchmod(fd, _mode(index))
             file.writelines(_pieces(index))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _mode(index: TarIndex) -> int:
+    """Who may read an index: others who may read all its shards, whose keys and first bytes it holds."""
+    mode = 0o644
+    for place in index.shards:
+        if isinstance(place, LocalPin):
+            with contextlib.suppress(OSError):
+                mode &= os.stat(place.path).st_mode | 0o600
+    return mode
 
 
 def load_index(path: Path, places: Sequence[ShardPlace]) -> TarIndex | None:

@@ -49,6 +49,15 @@ def test_every_field_is_a_column_unless_some_are_named():
     assert names(["cls"], INFOS) == [("cls", ("cls",))]
 
 
+def test_very_many_fields_are_read_only_by_name_since_their_names_were_keys_rather():
+    frames = {f"{number:04}.cls": info("cls", [b"1"]) for number in range(1001)}
+    with pytest.raises(ArgumentError, match=r"got 1001 fields: '0000.cls', '0001.cls', .* ends at the first dot"):
+        names(None, frames)
+    assert names(["0001.cls"], frames) == [("0001.cls", ("0001.cls",))]
+    del frames["0000.cls"]
+    assert len(names(None, frames)) == 1000
+
+
 def test_alternatives_make_one_column_that_is_called_after_the_first():
     assert names(["jpg;seg.png", "cls"]) == [("jpg", ("jpg", "seg.png")), ("cls", ("cls",))]
     assert names(["png;jpg;jpeg"]) == [("png", ("jpg",))]

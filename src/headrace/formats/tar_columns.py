@@ -36,6 +36,8 @@ from headrace.formats.tar_table import FieldInfo
 
 # What the samples have besides their fields
 KEY, URL = "__key__", "__url__"
+# More fields than any samples are made to have: their names hold numbers, rather.
+_MOST_FIELDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ class _Asked:
 
 def _names(infos: Mapping[str, FieldInfo], columns: Sequence[str] | None) -> list[str]:
     if columns is None:
+        if len(infos) > _MOST_FIELDS:
+            one, other = list(infos)[:2]
+            raise ArgumentError(
+                f"columns: expected names where samples have more than {_MOST_FIELDS} fields, got {len(infos)} fields: "
+                f"{one!r}, {other!r}, ...; a key ends at the first dot of a member's name, so that 'a.0001.jpg' is "
+                "field '0001.jpg' of sample 'a': write shards without other dots in keys, or name the fields to read"
+            )
         return list(infos)
     if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
         raise ArgumentError(f"columns: expected a list of names, got {columns!r}")

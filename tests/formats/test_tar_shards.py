@@ -379,6 +379,20 @@ def test_a_shard_that_is_listed_twice_is_refused_by_name(folder, bucket, kind):
         open_tar_index(names, Store())
 
 
+@pytest.mark.parametrize("again", ["link.tar", "../data/a.tar"])
+def test_a_shard_that_is_listed_by_two_paths_is_refused_by_both(folder, again):
+    (folder / "link.tar").symlink_to(folder / "a.tar")
+    paths = [str(folder / "a.tar"), str(folder / "b.tar"), f"{folder}/{again}"]
+    with pytest.raises(ArgumentError, match=r"expected each shard once, got .*/a\.tar and .*, which are one file"):
+        open_tar_index(paths, Store())
+
+
+def test_hard_links_and_copies_are_shards_of_their_own(folder):
+    os.link(folder / "a.tar", folder / "d.tar")
+    shutil.copy2(folder / "a.tar", folder / "e.tar")
+    assert opened(folder).samples == len(ALL_KEYS) + 8
+
+
 def test_local_and_stored_shards_at_once_are_refused(folder, bucket):
     with pytest.raises(ArgumentError, match="expected local files only, or URLs only"):
         open_tar_index([str(folder / "a.tar"), f"{bucket}/a.tar"], Store())

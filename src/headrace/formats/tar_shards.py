@@ -62,6 +62,7 @@ def open_tar_index(
     _check_names(names, allow)
     codecs = [codec_of(name) for name in names]
     places = pin_files(names, store, stored=is_url(names[0]))
+    _check_files(places)
     CompressedShards(store, places, codecs, mode=compressed)  # says now what can't work
     scanning = Scanning(store, _OF_BYTES.intersection(allow), verify, keeps_decompressed=compressed == "cache")
     index = _open(places, codecs, scanning, index_dir, leave_out="bad_shards" in allow)
@@ -292,6 +293,21 @@ def _check_names(names: Sequence[str], allow: Collection[str]) -> None:
     if stored and len(stored) < len(names):
         local = next(name for name in names if not is_url(name))
         raise ArgumentError(f"expected local files only, or URLs only, got both: {local} and {shown(stored[0])}")
+
+
+def _check_files(places: Sequence[ShardPlace]) -> None:
+    """Makes sure that no two paths lead to one file: links, or names with `..`; another name of it is another shard."""
+    seen: dict[tuple[int, int, int], list[str]] = {}
+    for place in places:
+        if isinstance(place, LocalPin):
+            alike = seen.setdefault((place.inode, place.mtime_ns, place.file_bytes), [])
+            for path in alike:
+                if os.path.realpath(path) == os.path.realpath(place.path):
+                    raise ArgumentError(
+                        f"expected each shard once, got {path} and {place.path}, which are one file: its samples "
+                        "would count twice in every epoch"
+                    )
+            alike.append(place.path)
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -89,6 +89,7 @@ def test_an_index_in_memory_is_read_from_its_bytes(index, path):
 
 def test_an_index_is_saved_with_what_was_left_out_and_allowed(path):
     whole = pins([scan_made_of(shard) for shard in [*UNIFORM, *UNIFORM]])
+    whole[1], whole[5] = (replace(whole[i], path=f"/shards/{i}.{suffix}") for i, suffix in ((1, "tgz"), (5, "tzst")))
     bad = [BadShard(0, whole[0], "it is garbage"), BadShard(2, whole[2], "cut at byte 7")]
     scans = [scan_made_of(UNIFORM[i % 3]) for i in (1, 3, 4, 5)]
     places = [whole[i] for i in (1, 3, 4, 5)]
@@ -248,6 +249,13 @@ def test_no_index_that_lies_is_believed(name, change, path):
     index = lying(name, change)
     data = b"".join(tar_index_file._pieces(index))
     assert parse_index(data, index.shards) is None
+
+
+@pytest.mark.parametrize("codecs", [["gz", None, None], [None, None], [], [None, None, ""]])
+def test_no_other_compression_is_believed_than_the_names_tell(codecs):
+    index = index_of(UNIFORM)
+    index.codecs = codecs
+    assert parse_index(b"".join(tar_index_file._pieces(index)), index.shards) is None
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, -2])

@@ -35,6 +35,7 @@ from headrace.errors import ShardError, StorageError
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.pinning import place_bytes
 from headrace.formats.source import Array, Ids
+from headrace.formats.tar_decompression import codec_of
 from headrace.formats.tar_index import BadShard, IndexArrays, TarIndex, relative_names
 from headrace.formats.tar_index_checks import crc32_of, parts_lie, tables_lie
 from headrace.formats.tar_table import ALLOWED, FieldInfo, ShardPlace
@@ -89,6 +90,10 @@ class MappedIndex(TarIndex):
 def version_of(place: ShardPlace) -> str:
     """What tells this content of a shard from other content of its name and size; "" where nothing does."""
     return f"{place.mtime_ns} ns, inode {place.inode}" if isinstance(place, LocalPin) else place.version
+
+
+def _name(place: ShardPlace) -> str:
+    return place.path if isinstance(place, LocalPin) else place.url
 
 
 def save_index(path: Path, index: TarIndex) -> None:
@@ -225,7 +230,9 @@ def _parse(data: Buffer, places: Sequence[ShardPlace], path: Path | None) -> tup
     part_crc32 = arrays.pop(_PART_CRC32)
     good = [position for position in range(len(places)) if position not in left_out]
     # Shards that have changed since have other sizes now: what was written is compared with those that they had.
-    codecs = [None if codec is None else str(codec) for codec in told["codecs"]]
+    codecs = [codec_of(_name(places[position])) for position in good]
+    if told["codecs"] != codecs:
+        return None
     sizes = [int(told["places"][position][1]) for position in good]
     plain = [size if codec is None else None for size, codec in zip(sizes, codecs, strict=True)]
     patterns = [tuple(int(number) for number in one) for one in told["patterns"]]

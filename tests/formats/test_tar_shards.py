@@ -411,6 +411,9 @@ def test_shards_without_a_sample_are_refused(folder):
         ArgumentError, match=r"expected at least one sample, got none in 2 shards: .*a\.tar, .*1 no_field"
     ):
         open_tar_index([str(folder / "a.tar"), str(folder / "b.tar")], Store())
+    (folder / "a.tar").write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"got none in 1 shards: .* damaged shards: 1;"):
+        open_tar_index([str(folder / "a.tar")], Store(), allow=["bad_shards"])
 
 
 def test_what_is_not_known_cannot_be_allowed(folder):

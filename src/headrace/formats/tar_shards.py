@@ -71,8 +71,8 @@ def open_tar_index(
     if not index.samples:
         ignored = ", ".join(f"{count} {why}" for why, count in index.ignored.items()) or "none"
         raise ArgumentError(
-            f"expected at least one sample, got none in {len(names)} shards: {places[0]}, ...; members that belong to "
-            f"no sample: {ignored}"
+            f"expected at least one sample, got none in {len(names)} shards: {places[0]}, ...; damaged shards: "
+            f"{len(index.bad)}; members that belong to no sample: {ignored}"
         )
     if compressed == "cache" and any(codec is not None for codec in index.codecs):
         is_compressed = np.array([codec is not None for codec in index.codecs])[index.block_shards]

@@ -17,8 +17,9 @@ from headrace.errors import ArgumentError, ShardError, StorageError
 from headrace.formats import tar_index_file, tar_scanning, tar_shards
 from headrace.formats.tar_index import TarIndex
 from headrace.formats.tar_shards import index_beside, open_tar_index
-from headrace.storage import RangeRead, ReadCancelled, Store, cancellable, check_cancelled
+from headrace.storage import RangeRead, ReadCancelled, Store, StoredObject, cancellable, check_cancelled
 from headrace.storage.checksum import crc32
+from headrace.storage.file_lock import take_lock
 from tests.formats.stand_in_store import BASE, StandInStore
 from tests.formats.tar_files import END, member, tar_bytes
 
@@ -507,6 +508,44 @@ def test_stored_shards_stream_by_once_and_the_index_is_in_the_users_cache(bucket
 def blocks(index: TarIndex) -> list[tuple[int, int, int, int]]:
     columns = (index.block_shards, index.block_starts, index.block_stops, index.block_crc32)
     return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_of_many_that_open_stored_shards_at_once_one_streams_them(bucket, scanned, home):
+    fill(bucket)
+    [paths] = [Store().expand(f"{bucket}/*.tar")]
+    name = tar_shards._files([StoredObject(path, 1, "v") for path in paths], Store(), None)[-1]
+    name.parent.mkdir(parents=True)
+    lock = take_lock(str(name.with_suffix(".lock")))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(keys(opened(bucket)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert scanned == []
+    lock.close()
+    for thread in threads:
+        thread.join()
+    assert found == [ALL_KEYS] * 4
+    assert sorted(scanned) == ["a.tar", "b.tar", "c.tar"]
+    assert [path.suffix for path in name.parent.iterdir()] == [".index"]
+
+
+def test_stored_shards_are_scanned_where_no_lock_can_be_had(bucket, scanned, monkeypatch):
+    def refused(path):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(tar_shards, "take_lock", refused)
+    fill(bucket)
+    assert keys(opened(bucket)) == ALL_KEYS
+    assert len(scanned) == 3
+
+
+def test_stored_shards_are_scanned_where_there_is_no_home(bucket, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tar_shards.Path, "expanduser", homeless)
+    fill(bucket)
+    assert keys(opened(bucket)) == ALL_KEYS
 
 
 def test_the_checksums_are_those_of_the_blocks(bucket, monkeypatch):

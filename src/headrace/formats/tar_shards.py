@@ -8,8 +8,9 @@ shards one that lies beside them as an object counts, too.
 import contextlib
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from headrace.formats.tar_index_building import build_index, scan_of
 from headrace.formats.tar_index_file import load_known, parse_index, save_index, version_of
 from headrace.formats.tar_scanning import Scanning, scan_shards
 from headrace.formats.tar_table import ALLOWED, ShardPlace, ShardScan
-from headrace.storage import RangeRead, Store, StoredObject, is_url, shown
+from headrace.storage import RangeRead, Store, StoredObject, check_cancelled, is_url, shown
+from headrace.storage.file_lock import FileLock, LockPatience, take_lock
 
 _log = logging.getLogger("headrace")
 
@@ -104,26 +106,68 @@ def _open(
     *,
     leave_out: bool,
 ) -> TarIndex:
-    files: list[Path] = []
+    if not all(version_of(place) for place in places):  # else shards may change unnoticed
+        index = _built(places, codecs, scanning, None, [False] * len(places), leave_out=leave_out)
+        return _kept(index, [], places, scanning)
+    files = _files(places, scanning.store, index_dir)
+    old, known = _looked_for(places, files, scanning, leave_out=leave_out)
+    if old is not None and all(known):
+        return old
+    if all(isinstance(place, LocalPin) for place in places) and not any(codecs):
+        return _kept(_built(places, codecs, scanning, old, known, leave_out=leave_out), files, places, scanning)
+    with contextlib.nullcontext() if not files else _alone(files[-1]):
+        old, known = _looked_for(places, files, scanning, leave_out=leave_out)
+        if old is not None and all(known):
+            return old
+        return _kept(_built(places, codecs, scanning, old, known, leave_out=leave_out), files, places, scanning)
+
+
+def _looked_for(
+    places: Sequence[ShardPlace], files: Sequence[Path], scanning: Scanning, *, leave_out: bool
+) -> tuple[TarIndex | None, list[bool]]:
+    """The kept index that tells of the most shards as they are, and of which."""
     old: TarIndex | None = None
     known = [False] * len(places)
-    if all(version_of(place) for place in places):  # else shards may change unnoticed
-        files = _files(places, scanning.store, index_dir)
-        for number in range(len(files) + 1):
-            found = load_known(files[number], places) if number < len(files) else _stored_index(places, scanning)
-            if found is None and number < len(files) and os.path.exists(files[number]):
-                _log.warning(
-                    "the index %s is damaged, or of other shards or another version: it is made anew", files[number]
-                )
-            if found is None:
-                continue
-            same = _still_good(*found, scanning, leave_out=leave_out)
-            if all(same):
-                return found[0] if number < len(files) else _kept(found[0], files, places, scanning)
-            if sum(same) > sum(known):
-                old, known = found[0], same
-    index = _built(places, codecs, scanning, old, known, leave_out=leave_out)
-    return _kept(index, files, places, scanning)
+    for number in range(len(files) + 1):
+        found = load_known(files[number], places) if number < len(files) else _stored_index(places, scanning)
+        if found is None and number < len(files) and os.path.exists(files[number]):
+            _log.warning(
+                "the index %s is damaged, or of other shards or another version: it is made anew", files[number]
+            )
+        if found is None:
+            continue
+        same = _still_good(*found, scanning, leave_out=leave_out)
+        if all(same):
+            return found[0] if number < len(files) else _kept(found[0], files, places, scanning), same
+        if sum(same) > sum(known):
+            old, known = found[0], same
+    return old, known
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Lets one process of the machine at a time stream the shards whose index may be at `path`; the others wait for it.
+
+    Each rank of a node would fetch all of them otherwise. Where locks can't be had, each does.
+    """
+    lock: FileLock | None = None
+    try:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for attempt, _ in enumerate(LockPatience(math.inf).attempts(check_cancelled)):
+            lock = take_lock(str(path.with_suffix(".lock")))
+            if lock is not None:
+                break
+            if attempt == 0:
+                _log.info("another process scans the same tar shards: waiting for its index")
+    except OSError as error:
+        _log.debug("no lock of %s can be had: %s", path, error.strerror)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path.with_suffix(".lock"))
+            lock.close()
 
 
 def _still_good(index: TarIndex, same: Sequence[bool], scanning: Scanning, *, leave_out: bool) -> list[bool]:

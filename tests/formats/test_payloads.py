@@ -84,7 +84,7 @@ class TestLimits:
 
     def test_rows_longer_than_a_payload_are_a_mistake(self):
         there, _ = placed([100], [(0, 0, 10)])
-        with pytest.raises(AssertionError):
+        with pytest.raises(ValueError, match=r"a payload does not have the bytes \[4, 11\)"):
             there.rows(4, np.empty((1, 7), np.uint8))
 
     def test_views_are_read_only_and_keep_the_memory(self):

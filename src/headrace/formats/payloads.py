@@ -180,8 +180,8 @@ class PlacedPayloads(Payloads):
         return self.prepare_rows(start, out.shape[1])(0, len(self), out)
 
     def prepare_rows(self, start: int, width: int) -> FillRows:
-        assert start >= 0
-        assert len(self) == 0 or start + width <= self.least_bytes
+        if start < 0 or (len(self) and start + width > self.least_bytes):
+            raise ValueError(f"a payload does not have the bytes [{start}, {start + width})")
         return self._gathering(start, width)
 
     def beginnings(self, width: int, after: int = 0) -> Bytes:

@@ -23,13 +23,15 @@ from headrace.loader.reading import BatchReader, UserCode
 from headrace.loader.torch_arguments import check_torch_arguments
 
 # Batches that are planned, looked up and, with workers, handed over together, so that the Python between two gathers,
-# which finds the caches emptied, costs little, and threads seldom wait for the interpreter's lock: of batches of 1 MB two
-# threads delivered a fifth more than in groups of 8 MiB, gathered by 2 MiB
+# which finds the caches emptied, costs little, and threads seldom wait for the interpreter's lock: of batches of 1 MB
+# two threads delivered a fifth more than in groups of 8, gathered by twos
 _GROUP_BYTES = 16 << 20
 _GROUP_STEPS = 32
-# Batches that threads gather together, into memory that they share: the most that a kept batch keeps besides. In the
-# caller's thread each is gathered by itself, when it is asked for, into memory that is still in the cache
-_GATHER_BYTES = 4 << 20
+# Batches that threads gather together, into memory that they share, which a kept batch keeps: so many bytes, or a few
+# batches that have twice as many. In the caller's thread each is gathered by itself, when it is asked for, into memory
+# that is still in the cache
+_GATHER_BYTES = 2 << 20
+_GATHER_STEPS = 4
 _ANNOUNCED_SAMPLES = 1024  # samples that are announced before they are read, at least
 
 
@@ -153,8 +155,7 @@ class DataLoader:
         self._rows = -(-self._schedule.steps.global_batch_size // self._schedule.steps.world_size)
         self._batch_bytes = self._rows * sum(column.sample_bytes for column in self._source.schema.values())
         self._steps_a_group, self._max_groups = self._grouping(prefetch_factor)
-        gather_bytes = _GATHER_BYTES if num_workers else 0
-        at_once = min(self._steps_a_group, gather_bytes // max(self._batch_bytes, 1)) or 1
+        at_once = min(self._steps_a_group, self._gathered_together()) if num_workers else 1
         if any(column.python_type in (object, np.ndarray) for column in self._source.schema.values()):
             at_once = 1  # what they become may depend on what they are read with: images of one size are a tensor
         # idle memory: of what may be read ahead, and of what the consumer had before its last batch
@@ -164,6 +165,11 @@ class DataLoader:
         self._reader = BatchReader(samples, form, code, pool=pool, steps_at_once=at_once)
         self._delivery = Delivery(pin_memory=pin_memory, device=device)
         self._live: weakref.ref[_Pass] | None = None
+
+    def _gathered_together(self) -> int:
+        """How many steps threads gather together, at most."""
+        batch_bytes = max(self._batch_bytes, 1)
+        return max(1, _GATHER_BYTES // batch_bytes, min(_GATHER_STEPS, 2 * _GATHER_BYTES // batch_bytes))
 
     def _grouping(self, prefetch_factor: int | None) -> tuple[int, int]:
         """How many steps are read together, and how many such groups at most at once."""

@@ -1,6 +1,5 @@
 """Tar shards as a source: the contract, locally and from a store, mapped or not, under any memory."""
 
-import errno
 import gzip
 import io
 import os
@@ -17,7 +16,7 @@ from headrace.errors import ArgumentError, SampleError, ShardError, StorageError
 from headrace.formats import tar_grouping, tar_memory, tar_source
 from headrace.formats.tar_memory import TarMemory
 from headrace.formats.tar_source import TarSource
-from headrace.storage import Store, local
+from headrace.storage import Store, mapped
 from tests.formats.contract import SourceContract, assert_same
 from tests.formats.tar_files import tar_bytes, write_tar
 
@@ -90,7 +89,7 @@ class TestShardsThatCannotBeMapped(TarContract):
     @pytest.fixture
     def source(self, tmp_path, monkeypatch, small_blocks):
         source = TarSource(write(tmp_path / "shards"), ["cls", "npy"], memory_bytes=20_000, verify=True)
-        monkeypatch.setattr(local, "map_file", lambda *_: None)
+        monkeypatch.setattr(mapped, "map_untracked", lambda *_: None)
         return source
 
 
@@ -282,7 +281,7 @@ class TestElsewhere:
         assert TarSource(f"{tmp_path}/elsewhere/*.tar", ["cls"]).fingerprint == source.fingerprint
 
     def test_more_shards_than_files_may_be_open_are_read(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(local, "open_limit", lambda: 2)
+        monkeypatch.setattr(tar_memory, "_MOST_MAPS", 2)
         source = TarSource(write(tmp_path / "shards", cuts=range(N + 1)), ["cls", "npy"])
         ids = np.random.default_rng(0).permutation(N)
         for some in np.array_split(ids, 5):
@@ -292,11 +291,7 @@ class TestElsewhere:
     def test_shards_that_come_to_be_unmappable_are_read_in_blocks(self, tmp_path, monkeypatch):
         source = TarSource(write(tmp_path / "shards"), ["cls", "npy"])
 
-        def no_room(*_, **__):
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
-
-        monkeypatch.setattr(local.mmap, "mmap", no_room)
-        monkeypatch.setattr("headrace.formats.tar_memory.fresh", lambda length: np.empty(length, np.uint8))
+        monkeypatch.setattr(mapped, "map_untracked", lambda *_: None)
         assert_same(source.read(np.arange(N)), {"cls": Y, "npy": X})
 
     def test_a_repr_says_what_it_is(self, tmp_path):
@@ -321,8 +316,8 @@ class TestReadingAhead:
 
     def test_local_blocks_are_advised_once_a_pass(self, tmp_path, monkeypatch, small_blocks):
         asked = []
-        monkeypatch.setattr(local.LocalFile, "is_resident", lambda *_: False)
-        monkeypatch.setattr(local.LocalFile, "will_need", lambda self, offsets, length: asked.append(int(offsets[0])))
+        monkeypatch.setattr(mapped.MappedFile, "is_resident", lambda *_: False)
+        monkeypatch.setattr(mapped.MappedFile, "will_need", lambda self, offsets, length: asked.append(int(offsets[0])))
         source = TarSource(write(tmp_path / "shards", cuts=(0, N)), ["cls"])
         source.prefetch(np.arange(N))
         source.prefetch(np.arange(N))

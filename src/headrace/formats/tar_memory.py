@@ -25,11 +25,13 @@ from headrace.formats.source import Array, Ids
 from headrace.formats.stored_file import fresh
 from headrace.formats.tar_compressed import CompressedShards
 from headrace.formats.tar_index import TarIndex
-from headrace.storage import BLOCK_BYTES, LocalFile, OpenFiles, Store, StoredObject, available_bytes
+from headrace.storage import BLOCK_BYTES, MappedFile, OpenFiles, Store, StoredObject, available_bytes
 from headrace.storage.checksum import crc32
 
 # Of the memory, the share for stored bytes that were fetched and not asked for yet
 _FETCHED_SHARE = 4
+# No descriptors stay open for them. The system grants a process 65 530 maps as a rule.
+_MOST_MAPS = 4096
 # Local shards are looked at as often, but for no more than a twentieth of the time.
 _LOOK_SECONDS = 0.01
 _LOOK_SHARE = 20
@@ -76,7 +78,7 @@ class TarMemory:
         self._is_stored = is_remote & ~self._is_compressed
         self._is_mapped = ~is_remote & ~self._is_compressed  # until it turns out that one can't be
         self.maps_all = bool(self._is_mapped.all())
-        self._files = OpenFiles(self._open)
+        self._files = OpenFiles(self._open, _MOST_MAPS)
         self._all_maps: Memories | None = None  # once all shards are open, and may stay so
         self._next_look = float("-inf")
         self._is_verified = np.zeros(len(pieces), np.bool_)
@@ -144,11 +146,11 @@ class TarMemory:
         self.blocks.forget_announced()
         self._ahead.forget()
 
-    def _open(self, shard: int) -> LocalFile:
+    def _open(self, shard: int) -> MappedFile:
         pin = self._index.shards[shard]
         assert isinstance(pin, LocalPin)
-        file = LocalFile(Path(pin.path))
-        pin.check(file.status())
+        file = MappedFile(Path(pin.path))
+        pin.check(file.opened)
         return file
 
     def look(self) -> None:

@@ -3,6 +3,7 @@
 Local files that are memory-mapped:
 
     local          LocalFile, OpenFiles: mapped where the address space allows, else read at positions
+    mapped         MappedFile: mapped and not kept open, thousands at once
     residency      whether the data is in memory; where it isn't, the kernel is told which rows are coming
     memory         how much memory there is
 
@@ -31,6 +32,7 @@ takes a known `crc32`, and `Store(confirm=True)` reads until two answers agree.
 
 from headrace.storage.cancellation import ReadCancelled, cancellable, check_cancelled
 from headrace.storage.local import LocalFile, OpenFiles, open_limit, read_bytes
+from headrace.storage.mapped import MappedFile
 from headrace.storage.memory import available_bytes
 from headrace.storage.objects import RangeRead, StoredObject
 from headrace.storage.ranges import BLOCK_BYTES, align, coalesce, split
@@ -42,6 +44,7 @@ from headrace.storage.urls import is_url, protocol_of, shown
 __all__ = [
     "BLOCK_BYTES",
     "LocalFile",
+    "MappedFile",
     "OpenFiles",
     "RangeRead",
     "ReadCancelled",

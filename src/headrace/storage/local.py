@@ -44,10 +44,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise StorageError(f"cannot open {path}: {error.strerror}") from error
+        self._fd = open_to_read(path)
         weakref.finalize(self, os.close, self._fd).atexit = False
         self.opened_bytes = os.fstat(self._fd).st_size
         self._map = map_file(self._fd, self.opened_bytes)
@@ -59,12 +56,7 @@ class LocalFile:
 
         Touching a mapped page beyond the end would kill the process.
         """
-        now_bytes = os.lseek(self._fd, 0, os.SEEK_END)  # a third of fstat's time; nothing here uses the position
-        if now_bytes < self.opened_bytes:
-            raise StorageError(
-                f"{self.path} shrank after it was opened: expected {self.opened_bytes} bytes, got {now_bytes}: "
-                "don't write into files that are being read; write a new one and rename it"
-            )
+        check_size(self._fd, self.path, self.opened_bytes)
 
     def status(self) -> os.stat_result:
         """How the open file looks now, whatever has its name."""
@@ -72,13 +64,7 @@ class LocalFile:
 
     def read_into(self, out: npt.NDArray[np.uint8], offset: int) -> None:
         """Fills `out`, uint8 (bytes,), with the bytes [offset, offset + len(out))."""
-        view = out.data
-        while view:
-            count = os.preadv(self._fd, [view], offset)
-            if count == 0:
-                self.check_size()
-                raise StorageError(f"{self.path}: expected {len(view)} bytes more at byte {offset}, got the file's end")
-            view, offset = view[count:], offset + count
+        read_at(self._fd, out, offset, path=self.path, opened_bytes=self.opened_bytes)
 
     def will_need(self, offsets: npt.NDArray[np.int64], length_bytes: int) -> None:
         """Asks the kernel to start reading [offset, offset + length_bytes) for each offset, and doesn't wait.
@@ -87,11 +73,7 @@ class LocalFile:
             offsets: int64 (ranges,), in any order.
             length_bytes: The bytes of each range.
         """
-        if not _CAN_ADVISE:
-            return
-        for start, stop in page_runs(offsets, length_bytes):
-            for piece in range(start, stop, _ADVICE_BYTES):
-                os.posix_fadvise(self._fd, piece, min(_ADVICE_BYTES, stop - piece), os.POSIX_FADV_WILLNEED)
+        ask_for(self._fd, offsets, length_bytes)
 
     def read_ahead(self, *, wanted: bool) -> None:
         """Says whether the kernel should read beyond what is touched: right for sequential reads only."""
@@ -107,26 +89,82 @@ class LocalFile:
         Asks by a read that must not wait, which unlike `mincore` is also answered for other users' files. A byte that
         is missing may be read meanwhile.
         """
-        if not _CAN_PROBE:
-            return None
-        try:
-            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except BlockingIOError:
-            return False
-        except OSError:
-            return None
+        return is_byte_resident(self._fd, offset)
+
+
+def open_to_read(path: Path | str, flags: int = 0) -> int:
+    """Returns a descriptor, for the caller to close.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error
+
+
+def check_size(fd: int, path: Path, opened_bytes: int) -> None:
+    """Raises StorageError where the open file has less than `opened_bytes`."""
+    now_bytes = os.lseek(fd, 0, os.SEEK_END)  # a third of fstat's time; nothing here uses the position
+    if now_bytes < opened_bytes:
+        raise StorageError(
+            f"{path} shrank after it was opened: expected {opened_bytes} bytes, got {now_bytes}: "
+            "don't write into files that are being read; write a new one and rename it"
+        )
+
+
+def read_at(fd: int, out: npt.NDArray[np.uint8], offset: int, *, path: Path, opened_bytes: int) -> None:
+    """Fills `out`, uint8 (bytes,), with the bytes [offset, offset + len(out)) of an open file.
+
+    Raises:
+        StorageError: It ends before that, having shrunk below `opened_bytes` or not.
+    """
+    view = out.data
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            check_size(fd, path, opened_bytes)
+            raise StorageError(f"{path}: expected {len(view)} bytes more at byte {offset}, got the file's end")
+        view, offset = view[count:], offset + count
+
+
+def ask_for(fd: int, offsets: npt.NDArray[np.int64], length_bytes: int) -> None:
+    """Asks the kernel to start reading [offset, offset + length_bytes) for each of int64 (ranges,); doesn't wait."""
+    if not _CAN_ADVISE:
+        return
+    for start, stop in page_runs(offsets, length_bytes):
+        for piece in range(start, stop, _ADVICE_BYTES):
+            os.posix_fadvise(fd, piece, min(_ADVICE_BYTES, stop - piece), os.POSIX_FADV_WILLNEED)
+
+
+def is_byte_resident(fd: int, offset: int) -> bool | None:
+    """Whether the byte at `offset` of an open file is in memory; None where the system can't tell."""
+    if not _CAN_PROBE:
+        return None
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
 
 
 def map_file(fd: int, file_bytes: int) -> mmap.mmap | None:
     """Maps a whole file for reading; None where it is empty, can't be mapped, or would crowd out the program."""
-    if file_bytes == 0 or file_bytes > mappable_bytes():
+    if not is_mappable(file_bytes):
         return None
     try:
         if sys.version_info >= (3, 13):
             return mmap.mmap(fd, file_bytes, access=mmap.ACCESS_READ, trackfd=False)
         return mmap.mmap(fd, file_bytes, access=mmap.ACCESS_READ)
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, ValueError):  # ValueError: it has shrunk meanwhile
         return None
+
+
+def is_mappable(file_bytes: int) -> bool:
+    """Whether there is anything to map, and room for it."""
+    return 0 < file_bytes <= mappable_bytes()
 
 
 def mappable_bytes() -> int:

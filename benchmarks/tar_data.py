@@ -16,6 +16,7 @@ ALL, PLACES = "all.bin", "places.npy"
 BATCH_SIZE = 256  # of small samples
 SHARDS = 20
 SHARD_SAMPLES = 10_000
+MEMBERS_OF_A_SAMPLE = 2  # of a small one: `npy` and `cls`
 VALUES = 1024  # float32 of a small sample: 4 KB
 CLASSES = 1000
 IMAGE_SHARDS = 8

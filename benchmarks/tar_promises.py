@@ -106,7 +106,7 @@ def scan(where: Tar) -> list[float]:
 
 
 def load(where: Tar) -> list[float]:
-    """Milliseconds to load the index of 400 000 members, its checks included."""
+    """Milliseconds to load the index of the small samples, its checks included."""
     index = open_tar_index(_names(where.small()), Store())
     beside = index_beside(index.shards)
     if beside is None or not Path(beside).exists():

@@ -154,6 +154,7 @@ class TestPromises:
         assert re.search(r"\d+ of 12 promises kept; medians of up to 1 alternating repetitions", printed)
         lines = records(tmp_path / "out" / "tar.jsonl")
         assert list(lines) == [target.name for target in tar.targets() if target.name != "peer-spdl"]
+        assert lines["load"]["claim"] == "loading an index of 12,000 members"
         assert all(
             value > 0 for name, line in lines.items() if not name.startswith("memory") for value in line["values"]
         )
@@ -161,6 +162,14 @@ class TestPromises:
     def test_quick_is_less_of_everything(self):
         given = tar._parse(["--quick"])
         assert (given.shard_samples, given.shard_images, given.repetitions, given.seconds) == (1000, 50, 2, 0.5)
+
+    @pytest.mark.parametrize(
+        ("arguments", "members"),
+        [([], "400,000"), (["--quick"], "40,000"), (["--shard-samples", "25"], "1,000")],
+    )
+    def test_loading_an_index_is_told_with_the_members_that_it_has(self, arguments, members):
+        claims = {target.name: target.claim for target in tar.targets(tar._parse(arguments).shard_samples)}
+        assert claims["load"] == f"loading an index of {members} members"
 
     def test_a_promise_that_does_not_exist_is_refused(self, capsys):
         with pytest.raises(SystemExit):

@@ -160,11 +160,25 @@ class TestLength:
 
 
 class TestRefusals:
-    def test_uneven_samples_over_many_ranks_are_refused_with_the_two_ways_out(self):
-        for options in ({}, {"batch_size": 4}):
-            with pytest.raises(ArgumentError, match="the last step would hold 1 samples for 2 ranks") as caught:
-                counting(9).to_iterable_dataset(**options, rank=0, world_size=2)
-            assert "give drop_last=True to leave them out, or pad_last=True to fill the step up" in str(caught.value)
+    @pytest.mark.parametrize("options", [{"batch_size": 4}, {"global_batch_size": 8}])
+    def test_uneven_samples_over_many_ranks_are_refused_with_the_two_ways_out(self, options):
+        with pytest.raises(ArgumentError, match="the last step would hold 1 samples for 2 ranks") as caught:
+            counting(9).to_iterable_dataset(**options, rank=0, world_size=2)
+        assert "give drop_last=True to leave them out, or pad_last=True to fill the step up" in str(caught.value)
+
+    def test_uneven_single_samples_are_refused_with_what_works_without_batches(self):
+        said = (
+            r"the last step would hold 1 samples for 2 ranks .*\n"
+            "  give drop_last=True to leave them out, or another batch_size or world_size$"
+        )
+        with pytest.raises(ArgumentError, match=said):
+            counting(9).to_iterable_dataset(rank=0, world_size=2)
+        alone = counting(8).to_iterable_dataset()
+        next(iter(alone))
+        with pytest.raises(ArgumentError, match=said):
+            counting(8).to_iterable_dataset(rank=0, world_size=2).load_state_dict(alone.state_dict())
+        for options in ({"drop_last": True}, {"batch_size": 5}, {"world_size": 3}):
+            assert list(counting(9).to_iterable_dataset(**{"rank": 0, "world_size": 2, **options}))
 
     def test_padding_of_single_samples_is_refused(self):
         with pytest.raises(ArgumentError, match="pad_last: expected a batch_size with it"):

@@ -255,6 +255,12 @@ def test_the_last_step_is_smaller_by_the_same_rule_on_all_ranks():
     assert [len(sampler) for sampler in samplers] == [11, 12]
 
 
+def test_a_last_step_of_too_few_is_refused_with_what_a_sampler_takes():
+    with pytest.raises(ArgumentError, match="the last step would hold 1 samples for 2 ranks") as caught:
+        OrderSampler(counting(17), 4, rank=0, world_size=2)
+    assert "drop_last=True to leave them out, or another batch_size or world_size" in str(caught.value)
+
+
 def test_drop_last_leaves_out_what_does_not_fill_a_step():
     sampler = OrderSampler(counting(23), 4, drop_last=True, rank=1, world_size=2)
     assert len(list(sampler)) == len(sampler) == 8

@@ -63,6 +63,14 @@ def test_alternatives_make_one_column_that_is_called_after_the_first():
     assert names(["png;jpg;jpeg"]) == [("png", ("jpg",))]
 
 
+@pytest.mark.parametrize("spec", ["jpg; seg.png", " jpg ;seg.png", "jpg ;\tseg.png "])
+def test_spaces_around_alternatives_mean_nothing(spec):
+    assert names([spec]) == [("jpg", ("jpg", "seg.png"))]
+    for name in (spec, "jpg;seg.png", "jpg ; seg.png"):
+        (column,) = plan_tar_columns(SAFE, [spec], {name: hr.image(4)})
+        assert column.decoder.column.shape == (3, 4, 4)
+
+
 def test_keys_and_urls_are_columns_without_a_decoder():
     key, cls, url = plan_tar_columns(SAFE, ["__key__", "cls", "__url__"])
     assert (key.name, key.fields, key.decoder) == ("__key__", (), None)
@@ -82,6 +90,10 @@ def test_keys_and_urls_are_columns_without_a_decoder():
         (["jpg", "jpg"], "'jpg' comes twice"),
         (["jpg;seg.png", "jpg"], "'jpg' comes twice"),
         (["txt;json"], "'txt;json' would hold text of 'txt' and JSON of 'json': say what decodes both"),
+        (["txt; json"], "'txt;json' would hold text of 'txt' and JSON of 'json': say what decodes both"),
+        (["jpg;"], "columns: expected a name on each side of every ';', got 'jpg;'"),
+        ([";jpg"], "columns: expected a name on each side of every ';', got ';jpg'"),
+        (["jpg; ;seg.png"], "columns: expected a name on each side of every ';', got 'jpg; ;seg.png'"),
     ],
 )
 def test_columns_that_cannot_be_are_refused(columns, said):
@@ -313,6 +325,7 @@ def test_alternatives_of_different_kinds_need_one_decoder():
         ({"cls": "bytes"}, "decode: column 'cls' is not read: add it to columns"),
         ({"jgp": "bytes"}, "decode: no column 'jgp': did you mean 'jpg'"),
         ({"jpg": "bytes", "seg.png": "bytes"}, "column 'jpg;seg.png' is named twice"),
+        ({"jpg;": "bytes"}, "decode: expected a name on each side of every ';', got 'jpg;'"),
         ({"jpg": None}, "expected for column 'jpg' what decodes it, got None"),
         ({"jpg": hr.image}, r"column 'jpg': expected hr.image\(224\), or with another size, got hr.image itself"),
         ({"jpg": 7}, "expected for column 'jpg' a name such as 'npy' or 'bytes', a decoder .* got 7"),
@@ -324,6 +337,24 @@ def test_alternatives_of_different_kinds_need_one_decoder():
 def test_decoders_that_cannot_be_are_refused(decode, said):
     with pytest.raises(ArgumentError, match=said):
         plan_tar_columns(SAFE, ["jpg;seg.png", "__key__"], decode)
+
+
+def test_a_handler_of_keys_is_refused_where_alternatives_have_different_keys():
+    def handler(key: str, data: bytes) -> tuple[str, int]:
+        return key, len(data)
+
+    infos = {name: info(name, [b"ab"]) for name in ("jpg", "png", "left.jpg", "bin")}
+    with pytest.raises(ArgumentError) as caught:
+        plan_tar_columns(infos, ["jpg;bin;png"], {"jpg": handler})
+    assert str(caught.value) == (
+        "decode: column 'jpg': expected a function of bytes, since the payloads of 'bin' would come to a handler of "
+        "(key, data) with the key '.jpg' too: give a function of bytes alone, or read 'jpg' and 'bin' as two columns"
+    )
+    for spec in ("jpg;webp", "jpg;left.jpg", "jpg"):  # of one extension
+        (column,) = plan_tar_columns(infos, [spec], {spec: handler})
+        assert column.decoder is not None
+    (column,) = plan_tar_columns(infos, ["jpg;png"], {"jpg": len})
+    assert column.decoder.decode(Payloads([b"a", b"bc"]), None, None).tolist() == [1, 2]
 
 
 def test_what_functions_return_is_stacked_where_it_can_be():

@@ -75,8 +75,14 @@ def test_the_first_sample_of_a_key_is_found(samples):
 
 @pytest.mark.parametrize("key", ["", "b", "dir", "dir/", "ir/b", "a\0dir/b", "\0", 3, "A"])
 def test_a_key_that_no_sample_has_is_not_found(key):
-    with pytest.raises(KeyError, match=r"no sample has the key .* in 3 shards: /shards/0\.tar"):
+    with pytest.raises(KeyError, match=r"no sample has the key .* in 3 shards: /shards/0\.tar, \.\.\."):
         index_of(MIXED).find(key)
+
+
+def test_a_key_that_the_only_shard_does_not_have_is_not_found():
+    with pytest.raises(KeyError) as caught:
+        index_of(MIXED[:1]).find("gone")
+    assert caught.value.args == ("no sample has the key 'gone' in 1 shard: /shards/0.tar",)
 
 
 def test_a_key_is_found_wherever_in_a_long_list_it_is(monkeypatch):

@@ -285,6 +285,61 @@ def test_of_a_large_index_each_shard_is_checked_when_it_is_first_used(index, pat
         found.check(np.array([2]))
 
 
+KEYS = [[(f"{shard}{i}", {"cls": 2}) for i in range(4)] for shard in "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("of", "to"), [(b"c2\0", b"cX\0"), (b"c2\0", b"\0\0\0"), (b"c3\0", b"c3x")], ids=["another", "none", "longer"]
+)
+@pytest.mark.parametrize("searched_bytes", [1, 5, 4 << 20])
+def test_no_key_is_sought_in_a_part_of_a_large_index_that_was_not_checked(
+    path, large, monkeypatch, of, to, searched_bytes
+):
+    monkeypatch.setattr("headrace.formats.tar_index._SEARCHED_BYTES", searched_bytes)
+    index = index_of(KEYS)
+    path.write_bytes(saved(index, path).replace(of, to))
+    for key in ("c2", "c3", "d1", "gone"):
+        with pytest.raises(ShardError, match=r"x\.index is damaged: the part of shard 2 has another CRC32.*delete it"):
+            load_index(path, index.shards).find(key)
+    if searched_bytes == 1:  # what comes before it is sound
+        assert load_index(path, index.shards).find("b1") == 5
+
+
+def test_where_keys_begin_is_not_believed_of_parts_that_were_not_checked(path, large, monkeypatch):
+    monkeypatch.setattr("headrace.formats.tar_index._SEARCHED_BYTES", 1)
+    index = index_of(KEYS)
+    starts = index.arrays.key_starts.tobytes()
+    wild = starts.replace(struct.pack("<q", index.arrays.key_starts[9]), struct.pack("<q", 2))
+    path.write_bytes(saved(index, path).replace(starts, wild))
+    found = load_index(path, index.shards)
+    assert [found.find(key) for key in ("a0", "a3", "b0", "b3")] == [0, 3, 4, 7]
+    with pytest.raises(ShardError, match="the part of shard 2 has another CRC32"):
+        found.find("d0")
+
+
+def test_each_part_of_a_large_index_is_checked_once_however_often_keys_are_sought(path, large, monkeypatch):
+    checked = []
+
+    def parts_lie(arrays, widths, start, stop, part_crc32):
+        checked.extend(range(start, stop))
+        return real(arrays, widths, start, stop, part_crc32)
+
+    real = tar_index_file.parts_lie
+    monkeypatch.setattr(tar_index_file, "parts_lie", parts_lie)
+    monkeypatch.setattr("headrace.formats.tar_index._SEARCHED_BYTES", 5)
+    index = index_of([*KEYS[:2], [], *KEYS[2:]])
+    save_index(path, index)
+    found = load_index(path, index.shards)
+    assert [found.find(key) for key in ("a0", "a1")] == [0, 1]
+    assert checked == [0]
+    for _ in range(2):
+        assert [found.find(f"{shard}{i}") for shard in "abcd" for i in range(4)] == list(range(16))
+        with pytest.raises(KeyError):
+            found.find("gone")
+    assert len(checked) == len(set(checked))
+    assert set(checked) >= {0, 1, 3, 4}
+
+
 def test_a_large_index_that_lies_is_noticed_when_the_shard_is_first_used(path, large):
     index = lying("members", put(-1, 10**5))
     save_index(path, index)

@@ -409,11 +409,11 @@ def test_shards_without_a_sample_are_refused(folder):
     (folder / "b.tar").write_bytes(tar_bytes([("README", b"hello"), ("__meta__", b"x")]))
     assert keys(opened(folder)) == ALL_KEYS[8:]
     with pytest.raises(
-        ArgumentError, match=r"expected at least one sample, got none in 2 shards: .*a\.tar, .*1 no_field"
+        ArgumentError, match=r"expected at least one sample, got none in 2 shards: .*a\.tar, \.\.\.; .*1 no_field"
     ):
         open_tar_index([str(folder / "a.tar"), str(folder / "b.tar")], Store())
     (folder / "a.tar").write_bytes(b"")
-    with pytest.raises(ArgumentError, match=r"got none in 1 shards: .* damaged shards: 1;"):
+    with pytest.raises(ArgumentError, match=r"got none in 1 shard: [^,]*a\.tar; damaged shards: 1;"):
         open_tar_index([str(folder / "a.tar")], Store(), allow=["bad_shards"])
 
 

@@ -374,11 +374,68 @@ def test_a_url_that_cannot_be_written_to_is_refused(url):
         write_shards(samples(1), url)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "scheme", "instead"),
+    [
+        ("file:/data/x-%02d.tar", "file:", "/data/x-%02d.tar"),
+        ("file:x-%02d.tar", "file:", "x-%02d.tar"),
+        ("FILE:/data/x-%02d.tar", "FILE:", "/data/x-%02d.tar"),
+        (Path("s3://bucket/x-%02d.tar"), "s3:", "s3://bucket/x-%02d.tar"),
+        (Path("s3://me:secret@bucket/x-%02d.tar"), "s3:", "s3://bucket/x-%02d.tar"),
+    ],
+)
+def test_a_url_that_lacks_slashes_makes_no_folder_of_its_scheme(tmp_path, monkeypatch, pattern, scheme, instead):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError) as caught:
+        write_shards(samples(1), pattern)
+    assert str(caught.value) == (
+        f"pattern: expected a local path, or a URL with '://', got one with {scheme!r} alone: write {instead!r} "
+        "(a str: pathlib drops a slash of URLs), or begin with './' where that is a name"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_colons_are_as_good_as_others_in_names_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("./file:/x-%02d.tar", "run:1/x-%02d.tar", "run-10:30-%02d.tar"):
+        assert write_shards(samples(1), pattern) == [f"{tmp_path}/{pattern.removeprefix('./') % 0}"]
+
+
 @pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_samples": 0}, {"max_bytes": True}, {"max_samples": 1.5}])
 def test_bounds_that_make_no_sense_are_refused(tmp_path, options):
     [name] = options
     with pytest.raises(ArgumentError, match=f"{name}: expected a whole number, 1 or more"):
         write_shards(samples(1), f"{tmp_path}/x-%02d.tar", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (5, "int: 5"),
+        (None, "NoneType: None"),
+        (samples, "function: <function samples at"),
+        ({"__key__": "a", "txt": "x"}, "dict of 2"),
+        ("a.txt", "str: 'a.txt'"),
+        (b"a.txt", "bytes of 5"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_no_iterable_of_samples_is_refused(tmp_path, given, got):
+    with pytest.raises(ArgumentError) as caught:
+        write_shards(given, f"{tmp_path}/deep/x-%02d.tar")
+    expected = "samples: expected an iterable of samples, dicts with a '__key__' each, got "
+    assert str(caught.value).startswith(expected + got)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_come_from_whatever_can_be_iterated_over(tmp_path):
+    class Numbered:
+        def __getitem__(self, number):
+            return samples(3)[number]
+
+    for name, some in (("a", iter(samples(3))), ("b", Numbered()), ("c", tuple(samples(3)))):
+        [path] = write_shards(some, f"{tmp_path}/{name}-%02d.tar")
+        assert len(members(path)) == 6
 
 
 def test_no_samples_are_an_error_and_leave_nothing(tmp_path):

@@ -101,6 +101,7 @@ class IterableView(IterableDataset[Any]):
             shuffle_window=shuffle_window,
             drop_last=drop_last,
             pad_last=pad_last,
+            may_pad=self.batched,
             rank=rank,
             world_size=world_size,
         )

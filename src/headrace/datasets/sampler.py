@@ -68,6 +68,7 @@ class OrderSampler(DistributedSampler[Any]):
             lanes=lanes,
             shuffle_window=shuffle_window,
             drop_last=drop_last,
+            may_pad=False,
             rank=rank,
             world_size=world_size,
         )

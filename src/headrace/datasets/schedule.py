@@ -60,10 +60,11 @@ class Schedule:
         shuffle_window: int | None = None,
         drop_last: bool = False,
         pad_last: bool = False,
+        may_pad: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        """Plans a source; the arguments are those of `headrace.DataLoader`.
+        """Plans a source; the arguments are those of `headrace.DataLoader`, and `may_pad` is that of `Steps`.
 
         Raises:
             ArgumentError: The arguments can't work, alone or together; the text says which and what to do.
@@ -85,6 +86,7 @@ class Schedule:
             "world_size": world_size,
             "drop_last": drop_last,
             "pad_last": pad_last,
+            "may_pad": may_pad,
         }
         blocks = source.blocks
         totals = BlockTotals(int(np.count_nonzero(blocks.lengths)), int(blocks.bytes.sum()))

@@ -67,12 +67,14 @@ class Choice:
 
     Attributes:
         name: The column.
+        fields: Where its payloads are from: the first of these that a sample has.
         info: Its payloads.
         given: What `decode=` says; None for the default.
         pad: How arrays of different lengths are padded; None for not at all.
     """
 
     name: str
+    fields: tuple[str, ...]
     info: FieldInfo
     given: Any
     pad: Pad | None
@@ -85,8 +87,7 @@ class Choice:
 
 def kind_of(field: str) -> str:
     """What a field's payloads become by default, its compression aside."""
-    extension = field.removesuffix(".gz").rpartition(".")[2]
-    return KINDS.get(extension, "bytes")
+    return KINDS.get(_extension(field), "bytes")
 
 
 def choose(choice: Choice) -> FieldDecoder:
@@ -107,7 +108,7 @@ def choose(choice: Choice) -> FieldDecoder:
 
 def _by_name(choice: Choice, is_compressed: bool) -> FieldDecoder:  # noqa: FBT001 (private)
     given, info = choice.given, choice.info
-    own = info.name.removesuffix(".gz").rpartition(".")[2]
+    own = _extension(info.name)
     if given == "torch" and own in _TORCH:
         return _padded_or(choice, torch_decoder(choice.mean_bytes))
     if given in WEBDATASET_IMAGES:
@@ -152,8 +153,7 @@ def _by_object(choice: Choice) -> FieldDecoder:
             f"decode: expected for column {choice.name!r} a name such as 'npy' or 'bytes', a decoder such as "
             f"hr.image(224), or a function of bytes, got {given!r}"
         )
-    key = f".{choice.info.name.removesuffix('.gz')}"
-    function = functools.partial(_handled, given, key) if _takes_key(given) else given
+    function = functools.partial(_handled, given, _key(choice)) if _takes_key(given) else given
     what = f"what {getattr(given, '__name__', type(given).__name__)} decodes"
     return _padded_or(choice, EachDecoder(of_objects(object, choice.mean_bytes), function, what, stacks=True))
 
@@ -172,6 +172,24 @@ def _takes_key(function: Callable[..., Any]) -> bool:
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(own.kind in positional and own.default is own.empty for own in parameters) == 2
+
+
+def _key(choice: Choice) -> str:
+    """The key that a handler gets with each of a column's payloads."""
+    first = choice.fields[0]
+    key = f".{first.removesuffix('.gz')}"
+    if other := next((field for field in choice.fields if _extension(field) != _extension(first)), None):
+        raise ArgumentError(
+            f"decode: column {choice.name!r}: expected a function of bytes, since the payloads of {other!r} would come "
+            f"to a handler of (key, data) with the key {key!r} too: give a function of bytes alone, or read {first!r} "
+            f"and {other!r} as two columns"
+        )
+    return key
+
+
+def _extension(field: str) -> str:
+    """A field's last extension, its compression aside."""
+    return field.removesuffix(".gz").rpartition(".")[2]
 
 
 def _handled(handler: Callable[[str, bytes], Any], key: str, payload: bytes) -> Any:

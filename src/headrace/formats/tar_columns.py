@@ -66,7 +66,7 @@ def plan_tar_columns(
     Args:
         infos: The fields that samples have, in the order in which they first occur.
         columns: Names of fields, "jpg;png" for the first of several that a sample has, `__key__`, `__url__`; None for
-            every field. A column of alternatives is called after the first one.
+            every field. A column of alternatives is called after the first one; spaces around them mean nothing.
         decode: By column what decodes it; a column of alternatives may be named after any of them, or in full.
         pad_to: By column the length that its arrays get along their first axis, or a `Pad` with the value for it.
 
@@ -95,7 +95,8 @@ class _Asked:
     def read(cls, spec: str, infos: Mapping[str, FieldInfo]) -> "_Asked":
         if spec in (KEY, URL):
             return cls(spec, (spec,), ())
-        alternatives = tuple(spec.split(";"))
+        alternatives = _alternatives("columns", spec)
+        spec = ";".join(alternatives)
         fields = tuple(name for name in dict.fromkeys(alternatives) if name in infos)
         if not fields:
             raise ArgumentError(f"columns: no sample has a field {spec!r}{nearest(spec, infos, list(infos))}")
@@ -107,6 +108,16 @@ class _Asked:
 
     def is_called(self, name: str) -> bool:
         return name == self.spec or name in self.alternatives
+
+
+def _alternatives(option: str, spec: str) -> tuple[str, ...]:
+    """The names in "jpg; png"; a name alone is taken as it is."""
+    if ";" not in spec:
+        return (spec,)
+    names = tuple(name.strip() for name in spec.split(";"))
+    if not all(names):
+        raise ArgumentError(f"{option}: expected a name on each side of every ';', got {spec!r}")
+    return names
 
 
 def _names(infos: Mapping[str, FieldInfo], columns: Sequence[str] | None) -> list[str]:
@@ -134,8 +145,9 @@ def _by_column(
         raise ArgumentError(f"{option}: expected a dict by column, got {given!r}")
     found: dict[str, Any] = {}
     for name, value in (given or {}).items():
-        column = next((column for column in asked if column.name == name), None) or next(
-            (column for column in asked if column.is_called(name)), None
+        called = ";".join(_alternatives(option, name)) if isinstance(name, str) else name
+        column = next((column for column in asked if column.name == called), None) or next(
+            (column for column in asked if column.is_called(called)), None
         )
         if column is None and name in infos:
             raise ArgumentError(f"{option}: column {name!r} is not read: add it to columns, or leave it out here")
@@ -163,7 +175,7 @@ def _planned(
         _check_alike(column, own)
     pad = _pad(column.name, pads[column.name]) if column.name in pads else None
     try:
-        decoder = choose(Choice(column.name, _joined(own), given, pad))
+        decoder = choose(Choice(column.name, column.fields, _joined(own), given, pad))
     except FormatError as error:
         raise ArgumentError(f"column {column.name!r}: {error}") from None
     return TarColumn(column.name, column.fields, decoder)

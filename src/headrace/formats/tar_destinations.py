@@ -29,6 +29,8 @@ from headrace.storage.access import HTTP, Filesystems, without_causes
 from headrace.storage.urls import links_of
 
 _NAME = re.compile(r"([^%]*)%0([1-9][0-9]?)d([^%]*)\.tar")
+# What begins as a URL does, without its "://"; "C:/" is none
+_HALF_URL = re.compile(r"(file(?=:)|[A-Z][A-Z0-9+.\-]+(?=:/)):(.*)", re.IGNORECASE | re.DOTALL)
 # Stores in which an object is there as a whole or not at all. Elsewhere it is uploaded under another name, and moved.
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf"}
 
@@ -40,6 +42,7 @@ def destination_of(pattern: str, storage_options: Mapping[str, Any], *, overwrit
         ArgumentError: The pattern names no shards, or no place that can be written to.
     """
     if not is_url(pattern):
+        _check_path(pattern)
         return LocalDestination(os.path.abspath(os.path.expanduser(pattern)), overwrite=overwrite)
     if len(links_of(pattern)) > 1 or protocol_of(pattern) in HTTP:
         raise ArgumentError(
@@ -48,6 +51,18 @@ def destination_of(pattern: str, storage_options: Mapping[str, Any], *, overwrit
     if protocol_of(pattern) == "file":
         return LocalDestination(os.path.abspath(pattern.split("://", 1)[1]), overwrite=overwrite)
     return StoredDestination(pattern, storage_options, overwrite=overwrite)
+
+
+def _check_path(pattern: str) -> None:
+    """Refuses a URL that lacks slashes: it would name a folder "file:", or "s3:"."""
+    if found := _HALF_URL.fullmatch(pattern):
+        scheme, rest = found.groups()
+        url = shown(f"{scheme}://{rest.lstrip('/')}")
+        instead = rest if scheme.lower() == "file" else url
+        raise ArgumentError(
+            f"pattern: expected a local path, or a URL with '://', got one with {scheme + ':'!r} alone: "
+            f"write {instead!r} (a str: pathlib drops a slash of URLs), or begin with './' where that is a name"
+        )
 
 
 class Destination(ABC):

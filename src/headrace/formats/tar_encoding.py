@@ -148,7 +148,7 @@ def _encoded(value: Any, field: str, where: str) -> bytes:
 
 def _payload(value: Any, extension: str, where: str) -> bytes:
     def refuse(expected: str) -> NoReturn:
-        raise ArgumentError(f"{where}: expected {expected}, or bytes, got {_described(value)}")
+        raise ArgumentError(f"{where}: expected {expected}, or bytes, got {described(value)}")
 
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
@@ -199,9 +199,7 @@ def _by_webdataset(extension: str, value: Any, where: str) -> bytes:
         line = _NEEDS.get((error.name or "").partition(".")[0])
         raise DependencyError(f"{where}: encoding it needs a package that is not installed: {line or error}") from None
     except Exception as error:  # whatever encoders raise
-        raise ArgumentError(
-            f"{where}: {_described(value)} can't be encoded: {type(error).__name__}: {error}"
-        ) from error
+        raise ArgumentError(f"{where}: {described(value)} can't be encoded: {type(error).__name__}: {error}") from error
 
 
 def _whole(value: Any, refuse: Callable[[str], NoReturn]) -> int:
@@ -233,7 +231,8 @@ def _utf8(value: str, refuse: Callable[[str], NoReturn]) -> bytes:
         refuse("text that UTF-8 can hold")
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What was given instead of something else, for error texts."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, Sequence | Mapping) and not isinstance(value, str):

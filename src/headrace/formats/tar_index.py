@@ -232,18 +232,27 @@ class TarIndex:
 
         Raises:
             KeyError: No sample has it.
+            ShardError: The index of the shards that were searched is damaged.
         """
         name = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else b"\0"
         sought = b"\0" + name + b"\0"
-        blob = self.arrays.keys.data
+        blob, bounds = self.arrays.keys.data, self.arrays.shard_keys
         if b"\0" not in name:
             for start in range(0, len(blob), _SEARCHED_BYTES):
-                found = bytes(blob[start : start + _SEARCHED_BYTES + len(sought) - 1]).find(sought)
+                stop = min(start + _SEARCHED_BYTES + len(sought) - 1, len(blob))
+                # first: a key that is damaged would not be found
+                first = max(int(np.searchsorted(bounds, start, "right")) - 1, 0)
+                self.check(np.arange(first, np.searchsorted(bounds, stop)))
+                found = bytes(blob[start:stop]).find(sought)
                 if found >= 0:
-                    sample = int(np.searchsorted(self.arrays.key_starts, start + found + 1))
-                    self.check(self.shard_of(np.array([sample], np.int64)))
-                    return sample
-        raise KeyError(f"no sample has the key {key!r} in {len(self.shards)} shards: {self.shards[0]}, ...")
+                    return self._sample_at(start + found + 1)
+        raise KeyError(f"no sample has the key {key!r} in {counted(self.shards)}")
+
+    def _sample_at(self, key_start: int) -> int:
+        """The sample whose key begins there, in a shard that was checked: others' `key_starts` are not looked at."""
+        shard = int(np.searchsorted(self.arrays.shard_keys, key_start, "right")) - 1
+        first, stop = self.shard_samples[shard : shard + 2].tolist()
+        return int(first + np.searchsorted(self.arrays.key_starts[first:stop], key_start))
 
     def check(self, shards: Ids) -> None:
         """Makes sure that what the index says of these shards is what was written, and can be; once a process.
@@ -253,6 +262,11 @@ class TarIndex:
         Raises:
             ShardError: It isn't; the text says which file to delete.
         """
+
+
+def counted(places: Sequence[ShardPlace]) -> str:
+    """How many shards these are, and the first of them, for error texts."""
+    return f"1 shard: {places[0]}" if len(places) == 1 else f"{len(places)} shards: {places[0]}, ..."
 
 
 def relative_names(places: Sequence[ShardPlace]) -> list[str]:

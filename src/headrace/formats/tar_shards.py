@@ -19,7 +19,7 @@ from headrace.errors import ArgumentError, HeadraceError, ShardError, StorageErr
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.pinning import pin_files, place_bytes
 from headrace.formats.tar_compressed import CompressedShards, check_room, codec_of, room_of
-from headrace.formats.tar_index import BadShard, TarIndex, relative_names
+from headrace.formats.tar_index import BadShard, TarIndex, counted, relative_names
 from headrace.formats.tar_index_building import build_index, scan_of
 from headrace.formats.tar_index_file import load_known, parse_index, save_index, version_of
 from headrace.formats.tar_scanning import Scanning, scan_shards
@@ -73,7 +73,7 @@ def open_tar_index(
     if not index.samples:
         ignored = ", ".join(f"{count} {why}" for why, count in index.ignored.items()) or "none"
         raise ArgumentError(
-            f"expected at least one sample, got none in {len(names)} shards: {places[0]}, ...; damaged shards: "
+            f"expected at least one sample, got none in {counted(places)}; damaged shards: "
             f"{len(index.bad)}; members that belong to no sample: {ignored}"
         )
     if compressed == "cache" and any(codec is not None for codec in index.codecs):

@@ -15,7 +15,7 @@ from typing import Any
 
 from headrace.errors import ArgumentError
 from headrace.formats.tar_destinations import Destination, destination_of, writing
-from headrace.formats.tar_encoding import members_of
+from headrace.formats.tar_encoding import described, members_of
 from headrace.storage import shown
 
 _BLOCK_BYTES = 512
@@ -61,7 +61,7 @@ def write_shards(
 
     Raises:
         ArgumentError: The pattern or a sample can't be written, there are such shards already, more than the pattern
-            has numbers for, or no samples.
+            has numbers for, no samples, or no iterable of them.
         DependencyError: A package is missing; the text names the pip line.
         StorageError: A shard cannot be written.
 
@@ -70,6 +70,7 @@ def write_shards(
         >>> write_shards(samples, "hi-%02d.tar", max_samples=3)
         ['...hi-00.tar', '...hi-01.tar']
     """
+    _check_iterable(samples)
     _check_numbers(max_bytes, max_samples)
     with destination_of(os.fspath(pattern), dict(storage_options or {}), overwrite=overwrite) as destination:
         found = destination.existing()
@@ -97,6 +98,14 @@ def write_shards(
                     )
             raise
         return destination.written
+
+
+def _check_iterable(samples: Any) -> None:
+    is_iterable = isinstance(samples, Iterable) or hasattr(type(samples), "__getitem__")
+    if not is_iterable or isinstance(samples, Mapping | str | bytes | bytearray):
+        raise ArgumentError(
+            f"samples: expected an iterable of samples, dicts with a '__key__' each, got {described(samples)}"
+        )
 
 
 def _check_numbers(max_bytes: int, max_samples: int | None) -> None:

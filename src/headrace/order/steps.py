@@ -41,6 +41,7 @@ class Steps:
         world_size: Ranks that share each step.
         drop_last: Whether the samples that don't fill a last step are left out.
         pad_last: Whether the last step is filled up with repeats.
+        may_pad: Whether it can be; where it can't, no error text advises it.
 
     Raises:
         ArgumentError: The values can't work together; a step would leave some rank without a sample; or there is no
@@ -54,6 +55,7 @@ class Steps:
     world_size: int = 1
     drop_last: bool = False
     pad_last: bool = False
+    may_pad: bool = True
     _offsets_of: dict[tuple[int, int], NDArray[np.int64]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -100,10 +102,12 @@ class Steps:
         last = (self.samples - position) % self.global_batch_size
         if self.drop_last or self.pad_last or last == 0 or last >= self.world_size:
             return
+        padding = "pad_last=True to fill the step up and mark what is real"
+        other = padding if self.may_pad else "another batch_size or world_size"
         raise ArgumentError(
             f"the last step would hold {last} samples for {self.world_size} ranks "
             f"({self.samples - position} samples from position {position} on, {self.global_batch_size} a step)\n"
-            "  give drop_last=True to leave them out, or pad_last=True to fill the step up and mark what is real"
+            f"  give drop_last=True to leave them out, or {other}"
         )
 
     def share(self, position: int, count: int, every: int = 1) -> Share:

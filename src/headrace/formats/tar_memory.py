@@ -70,7 +70,7 @@ class TarMemory:
         look_seconds: float = _LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._index, self._pieces, self._store, self._verify = index, pieces, store, verify
+        self._index, self._pieces, self._verify = index, pieces, verify
         self._look_seconds, self._clock = look_seconds, clock
         places, codecs = index.shards, index.codecs
         self._is_compressed = np.array([codec is not None for codec in codecs], np.bool_)

@@ -1,6 +1,5 @@
 """WebDataset tar shards as a source: any sample by number, blocks of a few MiB, columns decoded a batch at a time."""
 
-import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -190,7 +189,6 @@ class TarSource(Source):
             for column, payloads in self._placed(located)
             if column.decoder is not None
         }
-
         memory = self._memory()
 
         def part(start: int, stop: int, out: Mapping[str, Array]) -> Mapping[str, Values]:
@@ -225,9 +223,9 @@ class TarSource(Source):
 
     def _like(self, **changed: Any) -> Self:
         """A copy that shares what is in memory."""
-        like = copy.copy(self)
+        like = object.__new__(type(self))
         like.__dict__.update(self.__dict__, **changed)
-        like._plan()  # noqa: SLF001 (its own class)
+        like._plan()
         return like
 
     def find(self, key: str) -> int:
@@ -327,7 +325,8 @@ class TarSource(Source):
     def _memory(self) -> TarMemory:
         memory = self._memories.get(os.getpid())
         if memory is None:
-            self._memories.clear()  # a forked child's own: its parent's are of no use to it
+            for pid in self._memories.keys() - {os.getpid()}:  # in a forked child: its parent's are of no use to it
+                self._memories.pop(pid, None)
             made = TarMemory(
                 self.index,
                 self._pieces,

@@ -33,7 +33,8 @@ How tar shards are read:
       tar_scan            one shard's headers, in columns (tar_rows) or one by one (tar_headers, tar_extensions)
       tar_grouping        members to samples, samples to blocks (tar_names, tar_fields, tar_table)
     tar_columns           plan_tar_columns: what decodes each column (field_choices, field_*, image, webdataset_images)
-    tar_memory            what one process has: maps of local shards, blocks of others (piece_memory, fetch_ahead)
+    tar_memory            what one process has: maps of local shards, blocks of others (piece_memory, fetch_ahead,
+                          block_buffers)
       tar_compressed      blocks of shards that are compressed (tar_decompression)
       payloads            many payloads gathered at once, wherever in memory they lie
     tar_writer            write_shards (tar_encoding, tar_destinations)

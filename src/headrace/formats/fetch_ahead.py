@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from headrace.formats.source import Ids
 from headrace.formats.stored_file import Fetched, StoredFile, fresh
 from headrace.storage import BLOCK_BYTES, RangeRead, Store, StoredObject, coalesce
@@ -67,13 +70,23 @@ class FetchAhead:
         locate: Says where a group's bytes lie.
         is_due: Says whether a group is still to be decoded.
         most_bytes: How many bytes are fetched ahead.
+        memory: Makes memory for so many bytes.
 
     Attributes:
         most_bytes: As given.
     """
 
-    def __init__(self, store: Store, locate: Locate, is_due: IsDue, most_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        locate: Locate,
+        is_due: IsDue,
+        most_bytes: int,
+        *,
+        memory: Callable[[int], npt.NDArray[np.uint8]] = fresh,
+    ) -> None:
         self._store, self._locate, self._is_due, self.most_bytes = store, locate, is_due, most_bytes
+        self._memory = memory
         self._waiting: deque[int] = deque()
         self._is_waiting: set[int] = set()
         self._fetched: dict[int, list[Fetched]] = {}
@@ -174,7 +187,8 @@ class FetchAhead:
 
     def _start(self, place: GroupBytes, ranges: Sequence[tuple[int, int]], *, urgent: bool) -> list[Fetched]:
         reads = [
-            RangeRead(place.source, start, fresh(stop - start), keep=True, crc32=place.crc32) for start, stop in ranges
+            RangeRead(place.source, start, self._memory(stop - start), keep=True, crc32=place.crc32)
+            for start, stop in ranges
         ]
         transfers = self._store.start(reads, urgent=urgent)
         return [Fetched(read, transfer) for read, transfer in zip(reads, transfers, strict=True)]

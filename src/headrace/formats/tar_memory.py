@@ -8,21 +8,22 @@ Guarantees:
 """
 
 import time
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import ShardError, StorageError
+from headrace.formats.block_buffers import recycled
 from headrace.formats.fetch_ahead import FetchAhead, GroupBytes
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.payloads import Bytes, Held, Memories, address_of
 from headrace.formats.piece_memory import PieceMemory
 from headrace.formats.piece_reading import Content, Need, Pieces, Reading
 from headrace.formats.source import Array, Ids
-from headrace.formats.stored_file import fresh
 from headrace.formats.tar_compressed import CompressedShards
 from headrace.formats.tar_index import TarIndex
 from headrace.storage import BLOCK_BYTES, MappedFile, OpenFiles, Store, StoredObject, available_bytes
@@ -38,6 +39,9 @@ _LOOK_SHARE = 20
 # Looking at how much memory is free takes as long as reading a megabyte.
 _LARGE_BLOCK_BYTES = 256 << 20
 _BLOCK = "block"
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class TarMemory:
@@ -78,7 +82,7 @@ class TarMemory:
         self._is_stored = is_remote & ~self._is_compressed
         self._is_mapped = ~is_remote & ~self._is_compressed  # until it turns out that one can't be
         self.maps_all = bool(self._is_mapped.all())
-        self._files = OpenFiles(self._open, _MOST_MAPS)
+        self._files = OpenFiles(_weakly(self._open), _MOST_MAPS)
         self._all_maps: Memories | None = None  # once all shards are open, and may stay so
         self._next_look = float("-inf")
         self._is_verified = np.zeros(len(pieces), np.bool_)
@@ -86,12 +90,12 @@ class TarMemory:
         self._advised_blocks = 0
         need = Need(pieces)
         fetched_bytes = memory_bytes // _FETCHED_SHARE if self._is_stored.any() else 0
-        self._ahead = FetchAhead(store, self._locate, need.has_due, fetched_bytes)
+        self._ahead = FetchAhead(store, _weakly(self._locate), need.has_due, fetched_bytes, memory=recycled)
         self._compressed = None
         if self._is_compressed.any():
             self._compressed = CompressedShards(store, places, codecs, mode=compressed)
         self.blocks = PieceMemory(
-            pieces, {}, [_BLOCK], memory_bytes - fetched_bytes, self._decode, need=need, name=str(places[0])
+            pieces, {}, [_BLOCK], memory_bytes - fetched_bytes, _weakly(self._decode), need=need, name=str(places[0])
         )
 
     def hold(self, sample_ids: Ids, shards: Ids) -> Held:
@@ -223,7 +227,7 @@ class TarMemory:
         elif self._is_stored[shard]:
             data = self._fetched(group, start, stop)
         else:
-            data = fresh(stop - start)
+            data = recycled(stop - start)
             self._files[shard].read_into(data, start)
             if self._verify:
                 self._check_crc32(group, data)
@@ -320,6 +324,18 @@ class _BlockReading(Reading):
     ) -> None:
         for place in np.flatnonzero(self.here).tolist():
             self.blocks[place] = others[place][_BLOCK]
+
+
+def _weakly(method: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A method for a part of its object: one that held the object would leave all blocks for the collector to find."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*given: Given.args, **named: Given.kwargs) -> Result:
+        bound = reference()
+        assert bound is not None
+        return bound(*given, **named)
+
+    return call
 
 
 def _check_room(block_bytes: int, shard: str) -> None:

@@ -26,6 +26,7 @@ from headrace.errors import (
     DependencyError,
     FormatError,
     HeadraceError,
+    LoaderError,
     ResumeError,
     SampleError,
     ShardError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from headrace.formats.image import image
     from headrace.formats.tar_writer import write_shards
     from headrace.loader import DataLoader
+    from headrace.loader.stats import Stats
     from headrace.storage import Store
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +54,7 @@ __all__ = [
     "DependencyError",
     "FormatError",
     "HeadraceError",
+    "LoaderError",
     "Normalizer",
     "NumpyDataset",
     "OrderSampler",
@@ -63,6 +66,7 @@ __all__ = [
     "SampleError",
     "ShardError",
     "StalePassError",
+    "Stats",
     "StorageError",
     "Store",
     "TarDataset",
@@ -81,6 +85,7 @@ _LOADED_ON_USE = {
     "ParquetDataset": "headrace.datasets.parquet",
     "Ragged": "headrace.formats",
     "Raw": "headrace.formats",
+    "Stats": "headrace.loader.stats",
     "Store": "headrace.storage",
     "TarDataset": "headrace.datasets.tar",
     "fit_normalizer": "headrace.datasets",

@@ -8,7 +8,8 @@
     ├── SampleError       (RuntimeError)  one sample cannot be read or transformed
     ├── StorageError      (OSError)       bytes cannot be had
     ├── ResumeError       (ValueError)    a state does not belong to this dataset and these arguments
-    └── StalePassError    (RuntimeError)  an iterator that a newer pass or a loaded state has ended
+    ├── StalePassError    (RuntimeError)  an iterator that a newer pass or a loaded state has ended
+    └── LoaderError       (RuntimeError)  a loader cannot go on: a hang, a worker process that died, a fork
 
 Each text says what was expected, what came, where, and what to do. Each class also derives from the built-in exception
 that a caller would expect, so that code that knows nothing of headrace still catches it.
@@ -49,3 +50,7 @@ class ResumeError(HeadraceError, ValueError):
 
 class StalePassError(HeadraceError, RuntimeError):
     """An iterator was used after a newer pass or a loaded state had ended it."""
+
+
+class LoaderError(HeadraceError, RuntimeError):
+    """A loader cannot go on: nothing came in time, a worker process died, or it was forked."""

@@ -142,7 +142,7 @@ def test_files_may_hold_more_columns_in_another_order_and_lists_named_otherwise(
     [
         ({"x": ["a"], "y": [1]}, ["x"], "string"),
         ({"y": [1]}, ["x"], "no such column"),
-        ({"x": pa.array([1], pa.int32()), "y": [1]}, ["x"], "int32"),
+        pytest.param({"x": pa.array([1], pa.int32()), "y": [1]}, ["x"], "int32", id="x of int32"),
         ({"x": [[1]], "y": [1]}, ["x"], "list<element: int64>"),
         ({"x": [1], "s": [{"a": 1.5}]}, ["s.a"], "double"),
         ({"x": [1], "s": [{"b": 1}]}, ["s.a"], "no such column"),

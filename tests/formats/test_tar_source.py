@@ -1,10 +1,12 @@
 """Tar shards as a source: the contract, locally and from a store, mapped or not, under any memory."""
 
+import gc
 import gzip
 import io
 import os
 import pickle
 import shutil
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -313,6 +315,23 @@ class TestReadingAhead:
         counts = source.counts()
         assert counts["decoded_pieces"] == len(source.blocks)
         source.end_prefetch()
+
+    def test_a_source_over_a_store_goes_with_all_that_it_fetched_when_it_is_dropped(self, tmp_path, small_blocks):
+        memory = fsspec.filesystem("memory")
+        folder = f"/{tmp_path.name}-tar-dropped"
+        memory.pipe(f"{folder}/a.tar", tar_bytes(members()))
+        gc.disable()
+        try:
+            # no index lies beside the shard: the error that says so must not keep the source
+            source = TarSource(f"memory:/{folder}/a.tar", ["cls", "npy"], index_dir=tmp_path)
+            source.prefetch(np.arange(N))
+            source.read(np.arange(5))
+            source.end_prefetch()
+            gone = [weakref.ref(thing) for thing in (source, source._memory())]
+            del source
+            assert [reference() for reference in gone] == [None, None]
+        finally:
+            gc.enable()
 
     def test_local_blocks_are_advised_once_a_pass(self, tmp_path, monkeypatch, small_blocks):
         asked = []

@@ -1,5 +1,8 @@
 """Delivery: page-locked memory and copies to an accelerator."""
 
+import gc
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +11,12 @@ import torch
 
 import headrace as hr
 from headrace.errors import ArgumentError
-from headrace.loader import device as module
-from headrace.loader.device import Delivery, Ready, map_tensors
-from tests.loader.stand_ins import delivered, flat, ids_of, numbers
+from headrace.formats import Column, Ragged
+from headrace.loader.device import Delivery, Ready
+from headrace.loader.staging import CopiesUnderWay, staged
+from headrace.loader.trees import map_tensors
+from tests.loader.stand_in_accelerator import LateAccelerator, install
+from tests.loader.stand_ins import delivered, flat, numbers
 
 HAS_ACCELERATOR = torch.accelerator.is_available()
 NEEDS_ACCELERATOR = pytest.mark.skipif(not HAS_ACCELERATOR, reason="needs an accelerator: this machine has none")
@@ -123,6 +129,59 @@ def test_what_a_batch_transform_puts_on_the_device_is_delivered_as_it_is(num_wor
 
 @NEEDS_ACCELERATOR
 @WORKERS
+def test_pinned_batches_may_be_dropped_while_they_are_being_copied(num_workers):
+    device = torch.accelerator.current_accelerator()
+    loader = hr.DataLoader(numbers(4000, width=5000), batch_size=50, num_workers=num_workers, pin_memory=True)
+    there = [batch["x"][1:].to(device, non_blocking=True) for _ in range(3) for batch in loader]
+    got = [(x.sum(1) // 5000).tolist() for x in there]
+    assert flat(got) == 3 * [i for i in range(4000) if i % 50]
+
+
+@NEEDS_ACCELERATOR
+@WORKERS
+def test_memory_that_is_copied_from_is_bounded_and_used_again(num_workers):
+    device = torch.accelerator.current_accelerator()
+    loader = hr.DataLoader(numbers(4000, width=5000), batch_size=50, num_workers=num_workers, device=device)
+    flat(batch["x"][:, 0].tolist() for batch in loader)
+    before = torch.accelerator.memory_allocated() if hasattr(torch.accelerator, "memory_allocated") else 0
+    for _ in range(3):
+        assert flat(batch["x"][:, 4999].tolist() for batch in loader) == list(range(4000))
+        assert loader._delivery.under_way_bytes <= 64 << 20
+    if before:
+        assert torch.accelerator.memory_allocated() <= before + (8 << 20)
+
+
+@NEEDS_ACCELERATOR
+@WORKERS
+def test_what_user_code_makes_is_copied_through_locked_pages(num_workers):
+    device = torch.accelerator.current_accelerator()
+    loader = hr.DataLoader(
+        numbers(4000, width=500),
+        batch_size=50,
+        num_workers=num_workers,
+        device=device,
+        batch_transform=lambda batch: {"x": batch["x"].T, "y": batch["x"][::2, ::3], "name": "text"},
+    )
+    batches = list(loader)
+    assert all(batch["name"] == "text" for batch in batches)
+    assert flat(batch["x"][3].tolist() for batch in batches) == list(range(4000))
+    assert flat(batch["y"][:, 2].tolist() for batch in batches) == list(range(0, 4000, 2))
+
+
+@NEEDS_ACCELERATOR
+@WORKERS
+def test_a_pass_may_be_left_and_its_loader_dropped_with_copies_under_way(num_workers):
+    device = torch.accelerator.current_accelerator()
+    for _ in range(20):
+        loader = hr.DataLoader(numbers(4000, width=5000), batch_size=50, num_workers=num_workers, device=device)
+        first = next(iter(loader))["x"]
+        del loader
+        gc.collect()
+        assert (first.sum(1) // 5000).tolist() == list(range(50))
+
+
+@NEEDS_ACCELERATOR
+@WORKERS
 def test_the_consumer_s_stream_and_device_stay_current(num_workers):
     device = torch.accelerator.current_accelerator()
     last = torch.device(device.type, torch.accelerator.device_count() - 1)
@@ -138,134 +197,270 @@ def test_a_device_number_that_is_not_there_is_refused():
         hr.DataLoader(numbers(20), device=f"{device.type}:{torch.accelerator.device_count()}")
 
 
-# -- the order of what is done to streams, recorded by a stand-in, for machines without an accelerator ---------------
-
-
-class RecordedStream:
-    def __init__(self, accelerator: "RecordedAccelerator", device: torch.device, name: str = "copies") -> None:
-        self.accelerator, self.device, self.name = accelerator, torch.device("cuda", 0), name
-
-    def record_event(self) -> str:
-        self.accelerator.calls.append(f"record an event on {self.name}")
-        return "the event"
-
-    def wait_event(self, event: str) -> None:
-        self.accelerator.calls.append(f"{self.name} waits for {event}")
-
-
-class RecordedAccelerator:
-    """What Delivery asks of torch.accelerator, written down."""
-
-    def __init__(self, kind: str = "cuda") -> None:
-        self.calls: list[str] = []
-        self.kind = kind
-        self.current = RecordedStream(self, torch.device(kind), "the consumer's stream")
-
-    def is_available(self) -> bool:
-        return True
-
-    def device_count(self) -> int:
-        return 1
-
-    def current_accelerator(self) -> torch.device:
-        return torch.device(self.kind)
-
-    def current_stream(self, device: torch.device | None = None) -> RecordedStream:
-        return self.current
-
-    def set_stream(self, stream: RecordedStream) -> None:
-        if stream is not self.current:
-            self.calls.append(f"switch to {stream.name}")
-        self.current = stream
-
-
-class RecordedTensor(torch.Tensor):
-    """A tensor on the CPU that says what is done to it."""
-
-    calls: list[str]
-
-    def pin_memory(self, *args: Any) -> "RecordedTensor":  # type: ignore[override]
-        self.calls.append("pin")
-        return self
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "RecordedTensor":  # type: ignore[override]
-        self.calls.append(f"copy to {device.type}{', not waiting' if non_blocking else ''}")
-        return self
-
-    def record_stream(self, stream: RecordedStream) -> None:  # type: ignore[override]
-        self.calls.append(f"the memory is used by {stream.name}")
+# -- with a stand-in that copies as late as it may, for machines without an accelerator --------------------------------
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch):
-    def make(kind: str = "cuda") -> tuple[RecordedAccelerator, dict[str, torch.Tensor]]:
-        accelerator = RecordedAccelerator(kind)
-        monkeypatch.setattr(module.torch, "accelerator", accelerator)
-        monkeypatch.setattr(module.torch, "Stream", lambda device: RecordedStream(accelerator, device))
-        tensor = torch.from_numpy(np.arange(3)).as_subclass(RecordedTensor)
-        tensor.calls = accelerator.calls
-        return accelerator, {"x": tensor}
-
-    return make
+def late(monkeypatch: pytest.MonkeyPatch) -> LateAccelerator:
+    return install(monkeypatch)
 
 
-def test_in_the_consumer_s_thread_the_copy_has_a_stream_of_its_own_that_the_consumer_s_waits_for(recorded):
-    accelerator, batch = recorded()
+def batch_of(accelerator: LateAccelerator, value: int = 3) -> dict[str, torch.Tensor]:
+    """A batch in page-locked memory."""
+    return {"x": accelerator.locked_block(16).view(torch.int64).fill_(value)}
+
+
+def test_in_the_consumer_s_thread_the_copy_has_a_stream_of_its_own_that_the_consumer_s_waits_for(late):
     delivery = Delivery(pin_memory=False, device="cuda")
-    sent = delivery.send(batch)
+    sent = delivery.send(batch_of(late))
     assert type(sent) is Ready
-    assert accelerator.calls == [
-        "pin",
-        "switch to copies",
-        "copy to cuda, not waiting",
-        "record an event on copies",
+    assert late.calls == [
+        "switch to the copies' stream",
+        "copy to cuda, going on",
+        "record an event on the copies' stream",
         "switch to the consumer's stream",
     ]
-    accelerator.calls.clear()
-    delivery.receive(sent)
-    assert accelerator.calls == [
-        "the consumer's stream waits for the event",
-        "the memory is used by the consumer's stream",
+    late.calls.clear()
+    batch = delivery.receive(sent)
+    assert late.calls == [
+        "the consumer's stream waits for the event on the copies' stream",
+        "the consumer's stream uses the memory",
+    ]
+    late.catch_up()
+    assert batch["x"].tolist() == [3, 3]
+    assert late.synchronized == 1
+
+
+def test_a_thread_of_the_loader_s_own_keeps_the_copies_stream(late):
+    delivery = Delivery(pin_memory=False, device="cuda")
+    delivery.adopt_thread()
+    delivery.send(batch_of(late))
+    assert late.calls == [
+        "switch to the copies' stream",
+        "copy to cuda, going on",
+        "record an event on the copies' stream",
     ]
 
 
-def test_a_thread_of_the_loader_s_own_keeps_the_copies_stream(recorded):
-    accelerator, batch = recorded()
-    delivery = Delivery(pin_memory=False, device="cuda")
-    delivery.adopt_thread()
-    delivery.send(batch)
-    assert accelerator.calls == ["switch to copies", "pin", "copy to cuda, not waiting", "record an event on copies"]
+@WORKERS
+@pytest.mark.parametrize("batch_size", [5, 33])
+def test_batches_hold_what_was_read_however_late_they_are_copied(late, num_workers, batch_size):
+    loader = hr.DataLoader(numbers(700, width=4), batch_size=batch_size, num_workers=num_workers, device="cuda")
+    batches = [batch for _ in range(3) for batch in loader]
+    late.catch_up()
+    assert flat(delivered(batches)) == 3 * list(range(700))
+    assert all(batch["x"].is_there and not batch["x"].is_pinned() for batch in batches)
 
 
-def test_the_consumer_s_stream_is_current_again_when_a_copy_fails(recorded):
-    accelerator, batch = recorded()
+@WORKERS
+def test_columns_that_only_the_loader_sees_are_gathered_straight_into_locked_pages_that_are_used_again(
+    late, num_workers
+):
+    loader = hr.DataLoader(numbers(700, width=4), batch_size=10, num_workers=num_workers, device="cuda")
+    for _ in range(3):
+        for batch in loader:
+            late.catch_up()
+            assert batch["x"].tolist() == [[i] * 4 for i in batch["x"][:, 0].tolist()]
+    # blocks for batches' columns; a copy in between would take a block of its own each time
+    assert len(late.blocks) <= 40
+
+
+@WORKERS
+def test_user_code_gets_no_locked_pages_and_what_it_makes_is_copied_into_them(late, num_workers):
+    seen = []
+
+    def transform(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        seen.append(batch["x"].is_pinned())
+        return {"x": batch["x"][:, :1], "y": [batch["x"].T, "text"], "n": 3}
+
+    loader = hr.DataLoader(
+        numbers(700, width=4), batch_size=10, num_workers=num_workers, device="cuda", batch_transform=transform
+    )
+    batches = list(loader)
+    late.catch_up()
+    assert flat(delivered(batches)) == list(range(700))
+    assert flat(batch["y"][0][3].tolist() for batch in batches) == list(range(700))
+    assert all(batch["y"][1] == "text" and batch["n"] == 3 for batch in batches)
+    assert not any(seen)
+    assert len(late.blocks) == len(batches)
+
+
+@WORKERS
+def test_a_pass_that_is_left_with_copies_under_way_spoils_none_of_the_next(late, num_workers):
+    loader = hr.DataLoader(numbers(700, width=4), batch_size=10, num_workers=num_workers, device="cuda")
+    kept = []
+    for _ in range(5):
+        loader.seek(epoch=0)
+        kept += [batch for batch, _ in zip(loader, range(3), strict=False)]
+    late.catch_up()
+    assert flat(delivered(kept)) == 5 * list(range(30))
+
+
+def test_memory_that_is_copied_from_is_kept_up_to_a_bound_beyond_which_the_oldest_copy_is_waited_for(late):
+    delivery = Delivery(pin_memory=False, device="cuda", under_way_bytes=40)
+    sent = []
+    for value in range(10):
+        sent.append(delivery.send(batch_of(late, value)))
+        assert delivery.under_way_bytes <= 40 + 16
+    assert late.synchronized == 7
+    for ready in sent:
+        delivery.receive(ready)
+    late.catch_up()
+    assert [ready.batch["x"].tolist() for ready in sent] == [[value, value] for value in range(10)]
+    delivery.send({})
+    assert delivery.under_way_bytes == 0
+
+
+def test_one_batch_beyond_the_bound_is_not_waited_for(late):
+    delivery = Delivery(pin_memory=False, device="cuda", under_way_bytes=1)
+    delivery.send(batch_of(late))
+    delivery.send({})
+    assert late.synchronized == 0
+
+
+def test_a_loader_that_is_dropped_with_copies_under_way_waits_for_them(late):
     delivery = Delivery(pin_memory=False, device="cuda")
-    batch["x"].to = lambda *_, **__: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+    sent = [delivery.send(batch_of(late, value)) for value in range(3)]
+    del delivery
+    gc.collect()
+    assert [ready.batch["x"].tolist() for ready in sent] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_when_a_copy_fails_the_others_memory_is_kept_and_the_consumer_s_stream_is_current_again(late):
+    delivery = Delivery(pin_memory=False, device="cuda")
+    late.failing = (1, 2)
+    batch = {**batch_of(late), "y": late.locked_block(2).view(1, 2)}
+    with pytest.raises(torch.OutOfMemoryError):
         delivery.send(batch)
-    assert accelerator.current.name == "the consumer's stream"
+    assert late.current_stream().name == "the consumer's stream"
+    assert delivery.under_way_bytes == 18
 
 
-def test_where_torch_has_one_stream_and_no_locked_pages_batches_are_just_copied(recorded):
-    accelerator, batch = recorded("mps")
+def test_many_threads_may_send_at_once(late):
+    delivery = Delivery(pin_memory=False, device="cuda", under_way_bytes=100)
+    pool = delivery.pool({"x": Column(np.dtype(np.int64), (2,))}, 4, idle=4)
+    sent: list[list[Any]] = [[] for _ in range(4)]
+
+    def send(number: int) -> None:
+        for value in range(200):
+            lent = pool.lend(4)
+            lent["x"][:] = 1000 * number + value
+            sent[number].append(delivery.send({"x": torch.from_numpy(lent.pop("x"))}))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ready in flat(sent):
+        delivery.receive(ready)
+    late.catch_up()
+    for number in range(4):
+        assert [ready.batch["x"].unique().tolist() for ready in sent[number]] == [
+            [1000 * number + value] for value in range(200)
+        ]
+    assert len(late.blocks) < 40
+    delivery.send({})
+    assert delivery.under_way_bytes == 0
+
+
+class BrokenEvent:
+    def synchronize(self) -> None:
+        raise RuntimeError("the device has failed")
+
+
+def test_of_a_device_that_has_failed_nothing_is_waited_for():
+    copies = CopiesUnderWay(10)
+    copies.add(BrokenEvent(), [torch.zeros(3)])  # type: ignore[arg-type]
+    copies.wait()
+
+
+LAYOUTS: dict[str, Callable[[], torch.Tensor]] = {
+    "dense": lambda: torch.arange(24.0).view(2, 3, 4),
+    "of one value": lambda: torch.tensor(3),
+    "empty": lambda: torch.empty(0, 5),
+    "transposed": lambda: torch.arange(24).view(4, 6).T,
+    "channels last": lambda: torch.arange(120).view(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "with gaps": lambda: torch.arange(24).view(4, 6)[::2, 1::2],
+    "expanded": lambda: torch.arange(3).expand(4, 3),
+    "of conjugates": lambda: torch.tensor([1 + 2j, 3 - 1j]).conj(),
+    "of negated parts": lambda: torch.tensor([1 + 2j, 3 - 1j]).conj().imag,
+    "needing a gradient": lambda: torch.ones(3, requires_grad=True),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_of_every_layout_are_the_same_in_locked_pages(layout, request):
+    tensor = LAYOUTS[layout]()
+    late = request.getfixturevalue("late")
+    got = staged([tensor])[0]
+    assert (got.shape, got.dtype, got.layout) == (tensor.shape, tensor.dtype, tensor.layout)
+    assert got.requires_grad == tensor.requires_grad
+    if layout == "sparse":
+        assert got is tensor
+        return
+    assert torch.equal(got, tensor)
+    assert late.is_locked(got) or not got.numel()
+    if layout in ("transposed", "channels last"):
+        assert got.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint16", "float16", "bfloat16", "complex64", "float64"])
+def test_tensors_of_every_dtype_are_the_same_in_locked_pages(late, dtype):
+    tensor = torch.tensor([[0, 1, 3]]).type(getattr(torch, dtype))
+    got = staged(tensor)
+    assert got.dtype == tensor.dtype
+    assert torch.equal(got, tensor)
+
+
+def test_all_tensors_of_a_batch_share_one_block_of_locked_pages(late):
+    ragged = Ragged(torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3]))
+    batch = {"a": torch.ones(3), "b": [torch.ones(2, dtype=torch.int8), "text"], "c": ragged, "d": ("x", 3)}
+    got = staged(batch)
+    assert len(late.blocks) == 1
+    assert got["a"].tolist() == [1, 1, 1]
+    assert got["b"][0].tolist() == [1, 1]
+    assert got["b"][1] == "text"
+    assert [row.tolist() for row in got["c"].to_list()] == [[1, 2], [3]]
+    assert got["d"] is batch["d"]
+    again = staged({**got, "e": torch.ones(1)})
+    assert len(late.blocks) == 2
+    assert again["a"] is got["a"]
+
+
+@WORKERS
+@pytest.mark.parametrize("batch_size", [5, 33])
+def test_pinned_batches_lie_in_the_storages_of_torch_s_allocator(late, num_workers, batch_size):
+    loader = hr.DataLoader(numbers(700, width=4), batch_size=batch_size, num_workers=num_workers, pin_memory=True)
+    batches = list(loader)
+    assert flat(delivered(batches)) == list(range(700))
+    assert {batch["x"].untyped_storage()._cdata for batch in batches} <= late.storages
+    assert "lock pages" not in late.calls
+    batches[0]["x"].fill_(-1)
+    assert flat(delivered(batches[1:])) == list(range(batch_size, 700))
+
+
+def test_pinned_batches_that_user_code_made_are_copied_into_locked_pages(late):
+    loader = hr.DataLoader(
+        numbers(20), batch_size=5, pin_memory=True, batch_transform=lambda batch: {"x": batch["x"][::2]}
+    )
+    batches = list(loader)
+    assert [batch["x"].flatten().tolist() for batch in batches] == [[i, i + 2, i + 4] for i in (0, 5, 10, 15)]
+    assert {batch["x"].untyped_storage()._cdata for batch in batches} <= late.storages
+    assert late.calls == ["lock pages"] * 4
+
+
+def test_where_torch_has_one_stream_and_no_locked_pages_batches_are_just_copied(monkeypatch):
+    late = install(monkeypatch, "mps")
     delivery = Delivery(pin_memory=True, device="mps")
     assert not delivery.is_plain
-    assert delivery.receive(delivery.send(batch)) == batch
-    assert accelerator.calls == ["copy to mps"]
+    assert delivery.receive(delivery.send({"x": torch.ones(2)}))["x"].tolist() == [1, 1]
+    assert late.calls == ["copy to mps"]
+    assert not late.blocks
     assert Delivery(pin_memory=True, device=None).is_plain
 
 
-def test_pinned_batches_without_a_device_are_locked_and_not_copied(recorded):
-    accelerator, batch = recorded()
-    delivery = Delivery(pin_memory=True, device=None)
-    assert ids_of({"x": [[i] for i in delivery.receive(delivery.send(batch))["x"].tolist()]}) == [0, 1, 2]
-    assert accelerator.calls == ["pin"]
-    accelerator.calls.clear()
-    sparse = {"x": torch.eye(3).to_sparse()}
-    assert delivery.send(sparse)["x"] is sparse["x"]
-
-
-def test_a_device_number_beyond_the_last_is_refused(recorded):
-    recorded()
+def test_a_device_number_beyond_the_last_is_refused(late):
     with pytest.raises(ArgumentError, match=r"machine \(cuda\), of which there are 1, got cuda:1"):
         Delivery(pin_memory=False, device="cuda:1")

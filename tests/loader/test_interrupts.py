@@ -108,7 +108,7 @@ def test_the_interpreter_ends_though_a_read_blocks_for_ever(environment, tmp_pat
         """
         from headrace.loader import prefetch
         prefetch.CLOSE_SECONDS = 0.1
-        passing = iter(hr.DataLoader(Blocking(), batch_size=10, num_workers=2))
+        passing = iter(hr.DataLoader(Blocking(), batch_size=10, num_workers=2, worker_type="thread"))
         next(passing)
         """,
         environment,

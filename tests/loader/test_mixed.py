@@ -6,8 +6,8 @@ from torch.utils.data import default_collate
 
 import headrace as hr
 from headrace.formats import Ragged
-from headrace.loader.device import bytes_of, map_tensors
 from headrace.loader.pool import Pool
+from headrace.loader.trees import bytes_of, map_tensors
 from tests.mixed import SAMPLES, Mixed, check_mixed_batch, mixed, mixed_sample, plain
 
 WORKERS = pytest.mark.parametrize("num_workers", [0, 2])

@@ -190,19 +190,25 @@ def test_a_negative_epoch_is_refused():
 
 
 @WORKERS
-@pytest.mark.parametrize("ended_by", ["a new pass", "a loaded state", "seek"])
-def test_a_pass_that_was_ended_says_so(num_workers, ended_by):
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (iter, r"ended by a newer one; call iter\(loader\) for the current pass"),
+        (
+            lambda loader: loader.load_state_dict({**loader.state_dict(), "epoch": 3, "position": 10}),
+            "at position 5 of epoch 0, was ended by a state of position 10 of epoch 3 that was loaded meanwhile; call",
+        ),
+        (lambda loader: loader.seek(epoch=2, step=1), r"ended by seek\(epoch=2, step=1\); call iter\(loader\)"),
+    ],
+    ids=["a new pass", "a loaded state", "seek"],
+)
+def test_a_pass_that_was_ended_says_so_and_by_what(num_workers, end, text):
     loader = loader_of(num_workers=num_workers)
     former = iter(loader)
     next(former)
-    if ended_by == "a new pass":
-        iter(loader)
-    elif ended_by == "a loaded state":
-        loader.load_state_dict(loader.state_dict())
-    else:
-        loader.seek(epoch=0)
+    end(loader)
     for _ in range(2):
-        with pytest.raises(StalePassError, match=r"ended by a newer one, .* call iter\(loader\) for the current pass"):
+        with pytest.raises(StalePassError, match=text):
             next(former)
 
 

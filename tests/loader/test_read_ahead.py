@@ -80,7 +80,7 @@ def test_all_samples_are_announced_once_in_the_order_of_need_by_one_thread_at_a_
 def test_each_batch_is_announced_about_so_many_bytes_before_it_is_read():
     source = Fetched(3000, 8 * 1500)
     loader = loader_of(source, batch_size=10, num_workers=0)
-    group = loader._steps_a_group * 10
+    group = loader._pipeline._grouping.steps * 10
     passing = iter(loader)
     assert source.announced == []  # planning costs nothing before the first batch is asked for
     for read in range(0, 3000, 10):

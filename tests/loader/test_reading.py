@@ -119,7 +119,7 @@ def test_an_error_in_a_transform_names_its_sample(num_workers):
 def test_an_error_in_collation_or_a_batch_transform_lists_its_samples(num_workers):
     ragged = [torch.zeros(i) for i in range(1, 13)]
     with pytest.raises(RuntimeError, match="equal size") as caught:
-        list(hr.DataLoader(ragged, batch_size=12, num_workers=num_workers))
+        list(hr.DataLoader(ragged, batch_size=12, num_workers=num_workers, worker_type="thread"))
     assert "while collating samples 0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in caught.value.__notes__
 
     def failing(batch: Any) -> Any:
@@ -141,7 +141,9 @@ def augment_batch(batch: dict[str, torch.Tensor], rng: Any) -> dict[str, Any]:
     return {"x": batch["x"], "noise": rng.random(), "more": rng.integers(10**6)}
 
 
-AUGMENTATIONS = pytest.mark.parametrize("how", [{"transform": augment}, {"batch_transform": augment_batch}], ids=str)
+AUGMENTATIONS = pytest.mark.parametrize(
+    "how", [{"transform": augment}, {"batch_transform": augment_batch}], ids=["transform", "batch_transform"]
+)
 
 
 def noise_of(*loaders: Any) -> dict[int, float]:
@@ -247,7 +249,8 @@ class Negated(MapDataset):
 def test_a_subclass_s_own_getitem_makes_the_samples(num_workers):
     dataset = Negated(Numbers(10))
     for part in (dataset, dataset.select(range(5, 10))):
-        seen = flat(delivered(hr.DataLoader(part, batch_size=4, num_workers=num_workers)))
+        loader = hr.DataLoader(part, batch_size=4, num_workers=num_workers, worker_type="thread")
+        seen = flat(delivered(loader))
         assert seen == [-i for i in range(10)][-len(part) :]
 
 
@@ -296,7 +299,7 @@ def test_bad_samples_of_foreign_datasets_are_left_out(num_workers, kind):
                 raise KeyError(number)
             return super().__getitem__(number)
 
-    loader = hr.DataLoader(Picky(), batch_size=4, num_workers=num_workers, on_error="skip")
+    loader = hr.DataLoader(Picky(), batch_size=4, num_workers=num_workers, worker_type="thread", on_error="skip")
     assert [batch["n"].tolist() for batch in loader] == [[0, 1, 3], [4, 5, 6], [8, 9]]
     assert loader.skipped == 2
 
@@ -383,29 +386,22 @@ def test_a_sample_that_fails_now_and_then_is_read_once_more_and_not_a_third_time
     assert dataset.reads[3] == 2
 
 
-class OneAtATime(Dataset[int]):
-    """Notes how many threads are in it at once, and waits a moment for others to come, where they may."""
+class Together(Dataset[int]):
+    """Each read waits for another one to come."""
 
-    def __init__(self, others):
-        self.inside, self.most, self.together = 0, 0, threading.Barrier(others)
+    def __init__(self):
+        self.together = threading.Barrier(2)
 
     def __len__(self):
         return 64
 
     def __getitem__(self, index):
-        self.inside += 1
-        self.most = max(self.most, self.inside)
         self.together.wait(30)
-        self.inside -= 1
         return index
 
 
-def test_a_foreign_dataset_is_read_by_one_thread_at_a_time_unless_told_otherwise():
-    dataset = OneAtATime(others=1)
-    assert sorted(x for batch in hr.DataLoader(dataset, 4, num_workers=4) for x in batch.tolist()) == list(range(64))
-    assert dataset.most == 1
-    dataset = OneAtATime(others=2)
-    loader = hr.DataLoader(dataset, 4, num_workers=2, worker_type="thread")
+def test_in_threads_a_foreign_dataset_is_read_by_all_of_them_at_once():
+    loader = hr.DataLoader(Together(), 4, num_workers=2, worker_type="thread")
     assert sorted(x for batch in loader for x in batch.tolist()) == list(range(64))
 
 

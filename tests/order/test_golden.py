@@ -77,7 +77,24 @@ def state() -> dict[str, Any]:
     return State(3, 17_305_611, 2**64 - 1, layout, 10**9, "9f3c1a2077ab04d1").as_dict()
 
 
-FILES = {"permutation": permutations, "order": orders, "layout": layouts, "state_v1": state}
+def next_samples(saved: dict[str, Any]) -> list[list[int]]:
+    """The next three steps of 8 samples after a state, over the data above."""
+    state = State.from_dict(saved)
+    order = Order(state.samples, state.layout, seed=state.seed, block_lengths=LENGTHS)
+    steps = Steps(state.samples, state.layout.lanes, 8)
+    places = [steps.share(state.position + 8 * step, 1).sequence for step in range(3)]
+    return [order.sample_ids(state.epoch, place).tolist() for place in places]
+
+
+def resumed() -> dict[str, Any]:
+    """States of version 1 in the middle of an epoch, and what comes next: every later release must go on so."""
+    states = {
+        name: State(2, 53, 2**63 + 5, layout, SAMPLES, "9f3c1a2077ab04d1").as_dict() for name, layout in LAYOUTS.items()
+    }
+    return {name: {"state": state, "next": next_samples(state)} for name, state in states.items()}
+
+
+FILES = {"permutation": permutations, "order": orders, "layout": layouts, "state_v1": state, "resumed_v1": resumed}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -88,6 +105,12 @@ def test_numbers_are_those_of_the_first_release(name: str) -> None:
 def test_the_golden_state_is_read_as_it_was_written() -> None:
     saved = json.loads((FOLDER / "state_v1.json").read_text())
     assert State.from_dict(saved).as_dict() == saved
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_golden_state_goes_on_with_the_samples_that_were_recorded(name: str) -> None:
+    recorded = json.loads((FOLDER / "resumed_v1.json").read_text())[name]
+    assert next_samples(recorded["state"]) == recorded["next"]
 
 
 def test_the_golden_permutation_of_two_is_one_of_both() -> None:

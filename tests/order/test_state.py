@@ -70,14 +70,34 @@ def test_anything_but_a_dict_is_refused(value: object) -> None:
     assert refusal_of(value) == expected
 
 
-def test_another_librarys_state_is_refused() -> None:
-    assert refusal_of({"_snapshot": 1}) == "cannot resume: expected a dict from state_dict(), got one without a version"
+@pytest.mark.parametrize(("state", "got"), [({"_snapshot": 1, "_steps": 2}, "_snapshot, _steps"), ({}, "none")])
+def test_another_librarys_state_is_refused_with_what_it_holds(state: dict[str, int], got: str) -> None:
+    assert refusal_of(state) == (
+        "cannot resume: expected a dict from state_dict(), got one without a version\n"
+        "  expected: version, epoch, position, seed, shuffle, lanes, window, samples, fingerprint\n"
+        f"  got:      {got}\n"
+        "  states of other loaders, and of samplers other than OrderSampler, can't be continued here"
+    )
+
+
+def test_a_state_that_lost_its_version_is_refused() -> None:
+    text = refusal_of(changed(version=_MISSING))
+    assert "got one without a version" in text
+    assert "got:      epoch, fingerprint, lanes, position, samples, seed, shuffle, window\n" in text
 
 
 def test_a_newer_version_is_refused_whatever_else_it_holds() -> None:
     assert refusal_of({"version": 2, "mixture": [1, 2]}) == (
         "cannot resume: the state is of version 2, this headrace reads up to 1\n"
         "  update headrace to the release that wrote it, or a newer one"
+    )
+
+
+@pytest.mark.parametrize("version", [0, -1, -(10**30)])
+def test_an_older_version_than_the_first_is_refused_and_the_text_says_why(version: int) -> None:
+    assert refusal_of({"version": version, "epoch": 3}) == (
+        f"cannot resume: the state is of version {version}, this headrace reads 1\n"
+        "  no release has written a version below 1: the state is damaged, or of something else"
     )
 
 
@@ -127,8 +147,6 @@ def test_a_value_of_the_wrong_type_is_refused(key: str, value: object, expected:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("version", 0),
-        ("version", -1),
         ("epoch", -1),
         ("position", -1),
         ("position", 100_000),

@@ -1,7 +1,10 @@
 """Ranges on their way: order, bounds, threads that end, giving up."""
 
+import contextlib
+import gc
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from headrace.errors import StorageError
 from headrace.storage.cancellation import ReadCancelled, cancellable
 from headrace.storage.objects import RangeRead, StoredObject
 from headrace.storage.ranges import split
-from headrace.storage.transfers import Transfer, TransferQueue
+from headrace.storage.transfers import Probe, Transfer, TransferQueue
 
 OBJECT = StoredObject("memory://x", 1000)
 SECONDS = 20.0
@@ -291,3 +294,54 @@ def test_a_forked_child_is_told_that_its_parents_transfer_is_not_its_own():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     gate.open()
     transfer.wait()
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def failing(work) -> None:
+    try:
+        raise StorageError(f"cannot {work}: the disk is on fire")
+    except StorageError as error:
+        error.add_note("in the cellar")
+        work.release(error)
+
+
+def raised_by(wait) -> StorageError:
+    with pytest.raises(StorageError, match="the disk is on fire") as caught:
+        wait()
+    return caught.value
+
+
+def test_each_that_waits_for_what_failed_gets_an_error_of_its_own_that_says_the_same():
+    queue = TransferQueue(failing, max_requests=1, max_request_bytes=1000)
+    transfer = transfer_of(queue)
+    queue.put(transfer.parts, urgent=True)
+    first, second = raised_by(transfer.wait), raised_by(transfer.wait)
+    first.add_note("while reading sample 3")
+    assert (str(first), first.__notes__[:1]) == (str(second), second.__notes__)
+    assert len(first.__notes__) == 2
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_what_failed_is_gone_with_its_memory_once_its_error_was_seen():
+    queue = TransferQueue(failing, max_requests=1, max_request_bytes=1000)
+
+    def fail() -> list[weakref.ref]:
+        transfer, probe = transfer_of(queue), Probe("memory://x")
+        queue.put([*transfer.parts, probe], urgent=True)
+        for wait in (transfer.wait, probe.wait):
+            with contextlib.suppress(StorageError):
+                wait()
+        for thread in io_threads():
+            thread.join(SECONDS)
+        return [weakref.ref(thing) for thing in (transfer, transfer.read.out, probe)]
+
+    assert [reference() for reference in fail()] == [None] * 3

@@ -16,6 +16,7 @@ schedule     Schedule: order, steps and progress over one source; what every fac
 skipping     SampleReader: reads around samples that fail
 read_ahead   announced: which samples a source is told of before they are read
 world        which rank this process is
+  second_split   what is split over ranks is refused where Accelerate would split it again
 """
 
 from headrace.datasets.arrays import ArrayDataset, NumpyDataset

@@ -13,6 +13,7 @@ from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED, SharedPasses, Start
 from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Plan, Schedule
+from headrace.datasets.second_split import refuse_second_split
 from headrace.datasets.skipping import SampleReader, skipping
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import ReadPart, Source, Values, check_out
@@ -58,6 +59,7 @@ class IterableView(IterableDataset[Any]):
         max_errors: int = 100,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: Any = None,
     ) -> None:
         """Plans a map-style dataset; the arguments are those of `headrace.DataLoader`.
 
@@ -77,6 +79,8 @@ class IterableView(IterableDataset[Any]):
                 is raised.
             rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
             world_size: The number of ranks.
+            process_group: Instead of both, the `torch.distributed` group whose ranks share the data, or a `DeviceMesh`
+                of one dimension: `mesh["dp"]`.
 
         Raises:
             ArgumentError: The arguments can't work, alone or together.
@@ -104,6 +108,7 @@ class IterableView(IterableDataset[Any]):
             may_pad=self.batched,
             rank=rank,
             world_size=world_size,
+            process_group=process_group,
         )
         self._passes = SharedPasses()
         self._generation = 0
@@ -120,6 +125,7 @@ class IterableView(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         """Begins this process's part of a pass with the first sample that is asked for."""
         self._check_planned()
+        self._schedule.check_world()
         start_of_run, epoch, position = self._passes.begin()
         self._follow(start_of_run)
         worker = get_worker_info()
@@ -241,6 +247,7 @@ class IterableView(IterableDataset[Any]):
         To be called in the main process.
         """
         self._check_planned()
+        refuse_second_split(self._schedule.steps.world_size)
         start = self._passes.start()
         if self._passes.latest() is None and start.epoch == epoch:
             return

@@ -8,6 +8,7 @@ from torch.utils.data import DistributedSampler
 from headrace.datasets.mapstyle import MapDataset
 from headrace.datasets.passes import ENDED
 from headrace.datasets.schedule import Schedule
+from headrace.datasets.second_split import refuse_second_split
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import DatasetSource
 
@@ -42,6 +43,7 @@ class OrderSampler(DistributedSampler[Any]):
         drop_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: Any = None,
     ) -> None:
         """Plans a map-style dataset; the arguments are those of `headrace.DataLoader`.
 
@@ -55,6 +57,8 @@ class OrderSampler(DistributedSampler[Any]):
             drop_last: Whether samples that don't fill a last step are left out; give it here, not to the DataLoader.
             rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
             world_size: The number of ranks.
+            process_group: Instead of both, the `torch.distributed` group whose ranks share the data, or a `DeviceMesh`
+                of one dimension: `mesh["dp"]`.
 
         Raises:
             ArgumentError: The arguments can't work, alone or together.
@@ -71,6 +75,7 @@ class OrderSampler(DistributedSampler[Any]):
             may_pad=False,
             rank=rank,
             world_size=world_size,
+            process_group=process_group,
         )
         steps = self._schedule.steps
         super().__init__(
@@ -91,7 +96,7 @@ class OrderSampler(DistributedSampler[Any]):
         schedule = self._schedule
         self._pass += 1
         self._is_amid = False
-        self._began, self._drawn = schedule.progress.begin(schedule.steps), 0
+        self._began, self._drawn = schedule.begin(), 0
         return self._draw(self._pass, *self._began)
 
     def _draw(self, number: int, epoch: int, position: int) -> Iterator[int]:
@@ -123,9 +128,13 @@ class OrderSampler(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next pass start this epoch, unless it continues a loaded state of the same epoch."""
+        refuse_second_split(self._schedule.steps.world_size)
+        # a trainer may say it when workers have begun to draw for this very epoch already
+        is_running = self._drawn > 0 and self._began[0] == epoch
         self._schedule.progress.set_epoch(epoch)
         self.epoch = epoch
-        self._stand()
+        if not is_running:
+            self._stand()
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:
         """The state of the run after some steps of the current pass; of the coming one, after `set_epoch` or a load.
@@ -144,7 +153,7 @@ class OrderSampler(DistributedSampler[Any]):
                 f"state_dict: a step of {self.batch_size} ids was drawn in part: expected a DataLoader with the "
                 f"sampler's batch_size={self.batch_size}; give both the same"
             )
-        if steps is None or steps == self._drawn:
+        if steps is None:
             return schedule.state_dict()
         return schedule.state_after(*self._began, steps)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.datasets.world import resolve_world
+from headrace.datasets.world import check_taken_world, resolve_world
 from headrace.errors import ArgumentError
 from headrace.formats import Array, Ids, Source
 from headrace.order import (
@@ -63,6 +63,7 @@ class Schedule:
         may_pad: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: Any = None,
     ) -> None:
         """Plans a source; the arguments are those of `headrace.DataLoader`, and `may_pad` is that of `Steps`.
 
@@ -79,7 +80,8 @@ class Schedule:
             for name, value in (("batch_size", batch_size), ("global_batch_size", global_batch_size))
         )
         self._given: dict[str, Any] = {"seed": seed, "shuffle": shuffle, "lanes": lanes, "window": shuffle_window}
-        rank, world_size = resolve_world(rank, world_size)
+        self._takes_world = rank is None and process_group is None
+        rank, world_size = resolve_world(rank, world_size, process_group)
         self._step_rules: dict[str, Any] = {
             "global_batch_size": _global_batch_size(batch_size, global_batch_size, world_size),
             "rank": rank,
@@ -117,6 +119,20 @@ class Schedule:
         lengths = self._source.blocks.lengths if layout.shuffle == "window" else None
         self.order = Order(len(self._source), layout, seed=seed, block_lengths=lengths)
         self.steps = Steps(len(self._source), layout.lanes, **self._step_rules)
+
+    def begin(self) -> tuple[int, int]:
+        """Begins a pass and says where: (epoch, position).
+
+        Raises:
+            ArgumentError: Rank and world size were taken by default, and are others by now.
+        """
+        self.check_world()
+        return self.progress.begin(self.steps)
+
+    def check_world(self) -> None:
+        """Raises ArgumentError where rank and world size were taken by default, and are others by now."""
+        if self._takes_world:
+            check_taken_world(self.steps.rank, self.steps.world_size)
 
     def plan(self, epoch: int, position: int, count: int, every: int = 1) -> Plan:
         """This rank's samples of `count` steps from a position on, taking one in `every`; see `Steps.share`."""

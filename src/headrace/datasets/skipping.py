@@ -6,12 +6,11 @@ Guarantees:
 - What a store fails to give is never skipped: it is no sample's fault.
 """
 
-import contextlib
 import copy
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,29 @@ from headrace.errors import ArgumentError, SampleError, StorageError
 from headrace.formats import Array, Ids, ReadPart, Source, Values, concatenate
 
 _log = logging.getLogger("headrace")
+
+
+class SkipLog(Protocol):
+    """Where samples that fail are noted."""
+
+    def add(self, sample_id: int, place: str, error: Exception) -> None:
+        """Notes one more; may raise SampleError where that is one sample too many."""
+
+
+class SkipNotes:
+    """Samples skipped in a worker process, until the loader's own `Skipped` hears of them."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[int, str, str]] = []
+
+    def add(self, sample_id: int, place: str, error: Exception) -> None:
+        """Notes one more."""
+        self._notes.append((sample_id, place, _reason(error)))
+
+    def take(self) -> list[tuple[int, str, str]]:
+        """What was noted since the last call: the sample, its place and what happened to it."""
+        notes, self._notes = self._notes, []
+        return notes
 
 
 class Skipped:
@@ -65,17 +87,25 @@ class Skipped:
 
     def add(self, sample_id: int, place: str, error: Exception) -> None:
         """Notes one more; raises SampleError where that is one sample too many, however often each was skipped."""
+        self.note(sample_id, place, _reason(error), error)
+
+    def note(self, sample_id: int, place: str, reason: str, error: Exception | None = None) -> None:
+        """The same with the reason in words, of an error that may have stayed in another process."""
         worker = get_worker_info() if len(self._counts) > 1 else None
         with self._lock:
             self._counts[0 if worker is None else 1 + worker.id] += 1
             self._sample_ids.add(sample_id)
             count = len(self._sample_ids)
-        _log.warning("skipped %s: %s: %s", place, type(error).__name__, error)
+        _log.warning("skipped %s: %s", place, reason)
         if count > self.max_errors:
             raise SampleError(
                 f"{count} samples could not be read or transformed, more than max_errors={self.max_errors}; "
                 f"the last is {place}"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def skipping(on_error: str, max_errors: int, *, among_workers: bool = False) -> Skipped | None:
@@ -98,16 +128,14 @@ class SampleReader:
         source: Where the samples are.
     """
 
-    def __init__(self, source: Source, skipped: Skipped | None, *, one_at_a_time: bool = False) -> None:
+    def __init__(self, source: Source, skipped: SkipLog | None) -> None:
         """Takes a source.
 
         Args:
             source: Where the samples are.
-            skipped: Where failing samples are counted; None where they raise.
-            one_at_a_time: Whether the source must not be read by several threads at once.
+            skipped: Where failing samples are noted; None where they raise.
         """
         self.source, self._skipped = source, skipped
-        self._turn = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._goes_apart = False
 
     @property
@@ -184,11 +212,6 @@ class SampleReader:
         self._goes_apart |= makes_no_batch and bool(kept.all())
         return samples, kept
 
-    def skip(self, sample_id: int, error: Exception) -> None:
-        """Counts a sample as skipped; raises SampleError where that is one too many."""
-        assert self._skipped is not None
-        self._skipped.add(sample_id, f"sample {sample_id} ({self.source.where(sample_id)})", error)
-
     def name_sample(self, error: Exception, ids: Ids) -> None:
         """Adds to an error which sample it belongs to, where it does not tell: the first that cannot be read alone."""
         if isinstance(error, SampleError) or hasattr(error, "__notes__"):
@@ -212,16 +235,16 @@ class SampleReader:
             if not self.skips or isinstance(error, StorageError):
                 self.name_sample(error, np.array([sample_id], np.int64))
                 raise
-            self.skip(sample_id, error)
+            assert self._skipped is not None
+            self._skipped.add(sample_id, f"sample {sample_id} ({self.source.where(sample_id)})", error)
             return None
 
     def _read(self, ids: npt.ArrayLike) -> Mapping[str, Values]:
         """What every sample goes through that is not gathered with others."""
-        with self._turn:
-            try:
-                return self.source.read(ids)
-            except StopIteration as error:  # which would end the pass as if all were well
-                raise SampleError("the dataset raised StopIteration") from error
+        try:
+            return self.source.read(ids)
+        except StopIteration as error:  # which would end the pass as if all were well
+            raise SampleError("the dataset raised StopIteration") from error
 
 
 def check_any_left(kept: Array) -> None:

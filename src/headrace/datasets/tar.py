@@ -65,6 +65,7 @@ class TarDataset(IterableView):
         pad_last: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: Any = None,
         on_error: str = "raise",
         max_errors: int = 100,
         decode: Mapping[str, Any] | None = None,
@@ -96,6 +97,8 @@ class TarDataset(IterableView):
             pad_last: Whether the last step is filled up with repeats; batches then have a column `__valid__`.
             rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
             world_size: The number of ranks.
+            process_group: Instead of both, the `torch.distributed` group whose ranks share the data, or a `DeviceMesh`
+                of one dimension: `mesh["dp"]`.
             on_error: "raise", or "skip": a sample that cannot be read or decoded, or lacks a column, is left out,
                 logged and counted in `skipped`. Steps and single samples are counted as they were planned, so
                 `state_dict(steps=)` counts skipped ones.
@@ -147,6 +150,7 @@ class TarDataset(IterableView):
             "pad_last": pad_last,
             "rank": rank,
             "world_size": world_size,
+            "process_group": process_group,
             "on_error": on_error,
             "max_errors": max_errors,
         }

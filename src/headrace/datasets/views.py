@@ -135,6 +135,10 @@ class SelectedSource(Source):
     def end_prefetch(self) -> None:
         self.base.end_prefetch()
 
+    def counts(self) -> dict[str, int]:
+        """The base's: parts of one source share what is counted."""
+        return self.base.counts()
+
     def where(self, sample_id: int) -> str:
         return self.base.where(int(self._ids([sample_id])[0]))
 

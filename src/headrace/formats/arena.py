@@ -189,6 +189,11 @@ class Arena:
             blocks, rows, places = blocks[~mine], rows[~mine], places[~mine]
 
     @property
+    def held_bytes(self) -> int:
+        """The memory of all slots that were ever in use."""
+        return self._in_use * int(self._memory.shape[1])
+
+    @property
     def open_blocks(self) -> int:
         """How many blocks have rows that are announced; see `Announcements`."""
         return self._coming.open_blocks

@@ -94,6 +94,11 @@ class FetchAhead:
         self._held_bytes = 0
         self._lock = Lock()
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of groups that were fetched, or are on their way, and that nobody decodes yet."""
+        return self._held_bytes
+
     def announce(self, groups: Sequence[int]) -> None:
         """Fetches groups ahead, after those announced before."""
         with self._lock:

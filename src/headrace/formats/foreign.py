@@ -1,8 +1,11 @@
 """Any map-style torch Dataset as a source: exact order and resume for datasets that know nothing of us."""
 
+import copy
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,10 @@ from headrace.formats.source import (
     fingerprint,
     uniform_blocks,
 )
+from headrace.metrics import stage
+
+# (a batch's samples, what gets one) -> what gets each of them in turn
+Around = Callable[[Ids, Callable[[int], Any]], Callable[[int], Any]]
 
 
 class DatasetSource(Source):
@@ -52,6 +59,7 @@ class DatasetSource(Source):
             raise ArgumentError(f"expected a map-style dataset, got {kind}, which has no __len__: the order needs it")
         self.schema: dict[str, Column] = {"sample": Column(np.dtype("O"))}
         self._dataset = dataset
+        self._around: Around | None = None
         self._samples = len(dataset)
         if self._samples == 0:
             raise ArgumentError(f"expected at least one sample, got an empty {kind}")
@@ -72,11 +80,23 @@ class DatasetSource(Source):
         kind = type(self._dataset)
         return fingerprint([(f"{kind.__module__}.{kind.__qualname__}", self._samples) if own is None else (str(own),)])
 
+    def read_through(self, around: Around) -> Self:
+        """The same samples, read through `around(sample_ids, get)` where they would be by `get(sample_id)`.
+
+        Args:
+            around: Takes the samples of a batch, int64 (m,), and what gets one of them; gives what is called for each
+                of them in turn. A call of `__getitems__` counts as getting the first of its samples.
+        """
+        source = copy.copy(self)
+        source._around = around  # noqa: SLF001 (its own class)
+        return source
+
     def read(self, sample_ids: npt.ArrayLike, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         ids = check_ids(sample_ids, self._samples)
         filled = check_out(out, self.schema, len(ids))
         fetch_many = getattr(self._dataset, "__getitems__", None)
-        samples = _fetch_batch(fetch_many, ids) if fetch_many and len(ids) else self._fetch_each(ids)
+        with stage("user"):
+            samples = self._fetch_batch(fetch_many, ids) if fetch_many and len(ids) else self._fetch_each(ids)
         column = filled["sample"]
         # One by one: assigning them as a list would spread samples that are sequences over the array.
         for place, sample in enumerate(samples):
@@ -84,26 +104,31 @@ class DatasetSource(Source):
         return filled
 
     def _fetch_each(self, ids: Ids) -> Sequence[object]:
+        get: Callable[[int], object] = functools.partial(operator.getitem, self._dataset)
+        if self._around is not None:
+            get = self._around(ids, get)
         samples = []
         for sample_id in ids.tolist():
             try:
-                samples.append(self._dataset[sample_id])
+                samples.append(get(sample_id))
             except Exception as error:
                 error.add_note(f"while reading {self.where(sample_id)}")
                 raise
         return samples
 
+    def _fetch_batch(self, fetch_many: Callable[[list[int]], Sequence[object]], ids: Ids) -> Sequence[object]:
+        def get(first: int) -> Sequence[object]:  # noqa: ARG001 (what tells it from other batches)
+            return fetch_many(ids.tolist())
+
+        batch = f"{len(ids)} samples, {ids[0]} to {ids[-1]}"
+        try:
+            samples = get(int(ids[0])) if self._around is None else self._around(ids[:1], get)(int(ids[0]))
+        except Exception as error:
+            error.add_note(f"while reading {batch}, with __getitems__")
+            raise
+        if len(samples) != len(ids):
+            raise SampleError(f"__getitems__ was asked for {batch}, and returned {len(samples)}")
+        return samples
+
     def where(self, sample_id: int) -> str:
         return f"sample {sample_id} of {type(self._dataset).__qualname__}"
-
-
-def _fetch_batch(fetch_many: Callable[[list[int]], Sequence[object]], ids: Ids) -> Sequence[object]:
-    batch = f"{len(ids)} samples, {ids[0]} to {ids[-1]}"
-    try:
-        samples = fetch_many(ids.tolist())
-    except Exception as error:
-        error.add_note(f"while reading {batch}, with __getitems__")
-        raise
-    if len(samples) != len(ids):
-        raise SampleError(f"__getitems__ was asked for {batch}, and returned {len(samples)}")
-    return samples

@@ -224,6 +224,12 @@ class NumpySource(Source):
         for column in self._stored.values():
             column.end_prefetch()
 
+    def counts(self) -> dict[str, int]:
+        """What this process has read of stored files, and what it holds of them in memory, by name."""
+        if not self._stored:
+            return {}
+        return {**self._store.counts(), "held_bytes": sum(column.held_bytes for column in self._stored.values())}
+
     def where(self, sample_id: int) -> str:
         return ", ".join(column.where(sample_id) for column in self._columns.values())
 

@@ -27,6 +27,7 @@ from headrace.formats.parquet_table import Table
 from headrace.formats.parquet_types import without_views
 from headrace.formats.piece_reading import Content
 from headrace.formats.source import Array, Ids
+from headrace.metrics import stage
 
 # Of one group: more would only come of a footer that lies
 _MOST_SLICES = 1 << 20
@@ -184,7 +185,7 @@ class ParquetDecoder:
     def _next(self, group: int, reader: GroupReader) -> pa.RecordBatch:
         """The rows of the reader's next piece."""
         table, expected = self._table, int(self._rows[reader.piece])
-        with self._telling(group):
+        with self._telling(group), stage("decode"):
             batch = reader.next(expected)
         if len(batch) != expected:
             raise FormatError(
@@ -280,7 +281,8 @@ class _Batch:
     def _naming(self, column: ParquetColumn) -> Iterator[None]:
         """Names the place of what a column refuses, or Arrow can't do, and notes it."""
         try:
-            yield
+            with stage("decode"):
+                yield
         except (ColumnRefused, pa.ArrowException) as error:
             said = str(error) if isinstance(error, ColumnRefused) else f"cannot be converted: {error}"
             text = self._refused[self._piece] = f"{self._table.where(self._group)}: column {column.name!r} {said}"

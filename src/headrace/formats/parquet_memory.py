@@ -79,6 +79,11 @@ class ParquetMemory:
         content.write({name: out[name] for name in self._fixed})
         return dict(content.others())
 
+    @property
+    def held_ahead_bytes(self) -> int:
+        """The bytes of row groups that were fetched and that nobody decodes yet."""
+        return 0 if self._ahead is None else self._ahead.held_bytes
+
     def announce(self, sample_ids: Ids) -> None:
         """Keeps what these samples need until they are read, and begins to fetch it."""
         groups = self.pieces.announce(sample_ids)

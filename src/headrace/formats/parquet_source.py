@@ -24,6 +24,7 @@ from headrace.formats.parquet_layout import count_kept, pieces_of, slices_of
 from headrace.formats.parquet_memory import ParquetMemory, distinct_values
 from headrace.formats.parquet_table import Table
 from headrace.formats.parquet_types import without_views
+from headrace.formats.piece_counts import NOTHING_COUNTED
 from headrace.formats.piece_reading import Pieces
 from headrace.formats.source import (
     Array,
@@ -39,6 +40,7 @@ from headrace.formats.source import (
 )
 from headrace.formats.stored_memory import checked_store, default_memory_bytes
 from headrace.formats.values import Values
+from headrace.metrics import stage
 from headrace.storage import Store, shown
 
 if TYPE_CHECKING:
@@ -183,11 +185,12 @@ class ParquetSource(Source):
                 read[column.name] = out[column.name]
                 continue
             try:
-                if isinstance(column, DecodedColumn) and column.uses_keys:
-                    keys = None if self._keys_of is None else self._keys_of(ids)
-                    read[column.name] = column.decoded(others[column.name], out.get(column.name), keys)
-                else:
-                    read[column.name] = column.finish(others[column.name], out.get(column.name))
+                with stage("decode"):
+                    if isinstance(column, DecodedColumn) and column.uses_keys:
+                        keys = None if self._keys_of is None else self._keys_of(ids)
+                        read[column.name] = column.decoded(others[column.name], out.get(column.name), keys)
+                    else:
+                        read[column.name] = column.finish(others[column.name], out.get(column.name))
             except PayloadError as error:
                 wrong = int(ids[error.place])
                 raise SampleError(f"column {column.name!r}: {error}\n  sample {wrong}: {self.where(wrong)}") from error
@@ -228,7 +231,11 @@ class ParquetSource(Source):
 
     def counts(self) -> dict[str, int]:
         """What this process has read and decoded, and what it holds in memory, by name."""
-        return self._memory().pieces.as_dict()
+        memory = self._memories.get(os.getpid())
+        stored = self._table.store.counts() if self._table.is_stored else {}
+        if memory is None:
+            return {**stored, **NOTHING_COUNTED, "held_ahead_bytes": 0}
+        return {**stored, **memory.pieces.as_dict(), "held_ahead_bytes": memory.held_ahead_bytes}
 
     def categories(self, name: str) -> tuple[object, ...]:
         """What the codes of a column stand for: code i for the i-th.

@@ -7,6 +7,11 @@ _log = logging.getLogger("headrace")
 # Samples decoded for each one that is read: where there are more, decoding is what takes the time
 _THRASHING = 4
 
+# What `PieceMemory.as_dict` gives before anything was read
+NOTHING_COUNTED = dict.fromkeys(
+    ("read_samples", "decoded_samples", "decoded_pieces", "decoded_bytes", "held_pieces", "held_bytes"), 0
+)
+
 
 class PieceCounts:
     """Counts of one memory for pieces; who changes them holds its lock.

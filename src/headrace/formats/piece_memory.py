@@ -29,6 +29,7 @@ from headrace.formats.piece_counts import PieceCounts
 from headrace.formats.piece_reading import Decode, Need, Pieces, Reading, counted
 from headrace.formats.room import NOTHING, Held, Making, Room
 from headrace.formats.source import Array, Column, Ids
+from headrace.metrics import stage
 from headrace.storage import check_cancelled
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ class PieceMemory:
             else:
                 making = self._help(reading, busy)
             if making is None:
-                self._changed.wait(_LOOK_SECONDS)
+                with stage("turn"):
+                    self._changed.wait(_LOOK_SECONDS)
         if making is None:
             check_cancelled()
         elif group is not None:

@@ -174,6 +174,15 @@ class Source(ABC):
         before is fetched when they read it, and what they announce from now on is fetched ahead again.
         """
 
+    def counts(self) -> dict[str, int]:
+        """What this process has read and holds, by name; nothing where nothing is counted.
+
+        `read_samples` and `decoded_samples`; of a store, for whatever it was used, `requests`, `retries`,
+        `received_bytes`, `cache_hits` and `cache_misses`; and the memory that is taken now, `held_bytes`, besides
+        `held_ahead_bytes` of what was fetched and not decoded yet.
+        """
+        return {}
+
     @abstractmethod
     def where(self, sample_id: int) -> str:
         """Names a sample's place for error texts: "row 17 of x.npy"."""

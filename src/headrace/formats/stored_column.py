@@ -120,6 +120,12 @@ class StoredColumn:
         if memory is not None:
             memory.arena.end_announcements()
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory that its blocks take in this process."""
+        memory = self._memories.get(os.getpid())
+        return 0 if memory is None else memory.arena.held_bytes
+
     def where(self, sample_id: int) -> str:
         """Names a sample's file and row."""
         number = int(np.searchsorted(self.starts, sample_id, side="right")) - 1

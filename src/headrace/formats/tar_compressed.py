@@ -24,6 +24,7 @@ from headrace.formats.local_pin import LocalPin
 from headrace.formats.source import Ids
 from headrace.formats.tar_decompression import Bytes, codec_of, decompressed
 from headrace.formats.tar_table import BLOCK_BYTES, ShardPlace
+from headrace.metrics import stage
 from headrace.storage import Store, check_cancelled
 from headrace.storage.cache import kept_bytes
 from headrace.storage.checksum import crc32 as crc32_of
@@ -223,7 +224,7 @@ class _Stream:
 
     def fill(self, start: int, out: Bytes) -> None:
         """Fills `out` with the bytes [start, start + len(out))."""
-        with self._lock:
+        with self._lock, stage("decode"):
             try:
                 if self._pieces is None or start < self._held_start:
                     self._end()

@@ -128,6 +128,11 @@ class TarMemory:
         """Whether holding what many batches need costs no more memory than there is."""
         return self.maps_all or self.blocks.keeps_all
 
+    @property
+    def held_ahead_bytes(self) -> int:
+        """The bytes of blocks that were fetched and that nobody asked for yet."""
+        return self._ahead.held_bytes
+
     def announce(self, sample_ids: Ids) -> None:
         """Says that these samples will be read, after those announced before: what they need is fetched ahead."""
         if self.maps_all and self._advised_blocks == len(self._is_advised):

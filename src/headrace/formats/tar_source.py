@@ -16,6 +16,7 @@ from headrace.formats.decoding import PayloadError
 from headrace.formats.field_decoding import Keys
 from headrace.formats.local_pin import LocalPin
 from headrace.formats.payloads import Held, Memories, PlacedPayloads
+from headrace.formats.piece_counts import NOTHING_COUNTED
 from headrace.formats.piece_reading import Pieces
 from headrace.formats.ragged import Pad
 from headrace.formats.source import Array, Blocks, Column, Ids, ReadPart, Source, check_ids, check_out
@@ -26,6 +27,7 @@ from headrace.formats.tar_memory import TarMemory
 from headrace.formats.tar_shards import open_tar_index
 from headrace.formats.tar_table import ALLOWED
 from headrace.formats.values import Values
+from headrace.metrics import stage
 from headrace.storage import Store
 
 Decoded = TypeVar("Decoded")
@@ -241,7 +243,10 @@ class TarSource(Source):
 
     def counts(self) -> dict[str, int]:
         """What this process has read of stored blocks, and what it holds in memory, by name."""
-        return self._memory().blocks.as_dict()
+        memory = self._memories.get(os.getpid())
+        if memory is None:
+            return {**self._store.counts(), **NOTHING_COUNTED, "held_ahead_bytes": 0}
+        return {**self._store.counts(), **memory.blocks.as_dict(), "held_ahead_bytes": memory.held_ahead_bytes}
 
     def __repr__(self) -> str:
         shards = self.index.shards
@@ -294,7 +299,8 @@ class TarSource(Source):
     ) -> Decoded:
         """What a column's decoder gives; its errors say which member is wrong."""
         try:
-            return decode(*arguments)
+            with stage("decode"):
+                return decode(*arguments)
         except PayloadError as error:
             wrong, offset = int(located.ids[error.place]), int(located.members[column.name][error.place, 0])
             field = column.fields[0] if len(column.fields) == 1 else f"({'|'.join(column.fields)})"

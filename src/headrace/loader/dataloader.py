@@ -1,38 +1,28 @@
 """headrace.DataLoader: batches of any dataset, in an exact order, on time."""
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from headrace.datasets.iterable import IterableView
 from headrace.datasets.mapstyle import MapDataset
-from headrace.datasets.read_ahead import announced
 from headrace.datasets.schedule import Schedule
-from headrace.datasets.skipping import SampleReader, skipping
-from headrace.errors import ArgumentError, StalePassError
-from headrace.formats import DatasetSource, Ids, Source
-from headrace.loader.device import Delivery, bytes_of
-from headrace.loader.plan import Group, plan_groups
-from headrace.loader.pool import Pool
-from headrace.loader.prefetch import ReadAhead
-from headrace.loader.reading import BatchReader, UserCode
+from headrace.datasets.skipping import skipping
+from headrace.errors import ArgumentError
+from headrace.formats import DatasetSource, Source
+from headrace.loader.advice import report
+from headrace.loader.device import Delivery
+from headrace.loader.forks import Birth
+from headrace.loader.passing import Pass
+from headrace.loader.pipeline import Pipeline
+from headrace.loader.progress_bar import ProgressBar, check_tqdm, is_watched
+from headrace.loader.recorder import Recorder
+from headrace.loader.stats import Stats
 from headrace.loader.torch_arguments import check_torch_arguments
-
-# Batches that are planned, looked up and, with workers, handed over together, so that the Python between two gathers,
-# which finds the caches emptied, costs little, and threads seldom wait for the interpreter's lock: of batches of 1 MB
-# two threads delivered a fifth more than in groups of 8, gathered by twos
-_GROUP_BYTES = 16 << 20
-_GROUP_STEPS = 32
-# Batches that threads gather together, into memory that they share, which a kept batch keeps: so many bytes, or a few
-# batches that have twice as many. In the caller's thread each is gathered by itself, when it is asked for, into memory
-# that is still in the cache
-_GATHER_BYTES = 2 << 20
-_GATHER_STEPS = 4
-_ANNOUNCED_SAMPLES = 1024  # samples that are announced before they are read, at least
+from headrace.loader.user_code import UserCode
+from headrace.loader.workers import resolve_workers
 
 
 class DataLoader:
@@ -75,17 +65,26 @@ class DataLoader:
         pad_last: bool = False,
         num_workers: int = 0,
         worker_type: str | None = None,
+        persistent_workers: bool = False,
+        worker_init_fn: Callable[[int], object] | None = None,
+        multiprocessing_context: Any = None,
+        timeout: float | None = None,
         prefetch_factor: int | None = None,
         prefetch_bytes: int = 256 << 20,
         transform: Callable[..., Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         batch_transform: Callable[..., Any] | None = None,
+        seed_samples: bool | None = None,
         on_error: str = "raise",
         max_errors: int = 100,
         pin_memory: bool = False,
         device: torch.device | str | int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: Any = None,
+        on_stats: Callable[[Stats], object] | None = None,
+        stats_seconds: float = 10.0,
+        progress: bool = False,
         **torch_arguments: Any,
     ) -> None:
         """Plans the loading; starts no thread and reads no data.
@@ -103,9 +102,16 @@ class DataLoader:
             drop_last: Whether samples that don't fill a last step are left out; `dropped` says how many.
             pad_last: Whether the last step is filled up with repeats; all batches then have a boolean column
                 `__valid__`, shape (rows,), that marks the real ones.
-            num_workers: Threads that read ahead; 0 reads in the caller's thread.
-            worker_type: "thread", or None: threads as well, but a foreign dataset, whose reads may share a file or
-                other state, is then read by one of them at a time. Say "thread" where its reads may overlap.
+            num_workers: Threads, or processes, that work ahead; 0 does all in the caller's thread.
+            worker_type: "thread", or "process": the user's functions, and a foreign dataset, then run in `num_workers`
+                fresh processes; headrace's own reading stays in threads of this one. By default processes for foreign
+                datasets and threads for headrace's. In threads, reads of a foreign dataset overlap.
+            persistent_workers: Whether worker processes outlive a pass, since starting them takes seconds; they end
+                with the loader.
+            worker_init_fn: Called in each worker process as it starts, with its number.
+            multiprocessing_context: "spawn" or "forkserver", which both mean what is done anyway.
+            timeout: Seconds that the loop waits for a batch before LoaderError is raised, which shows what each worker
+                waits for; None or 0 waits for ever.
             prefetch_factor: Batches that are read ahead, per worker; by default as many as keep the workers busy.
             prefetch_bytes: The most bytes of batches that are read ahead; a larger single batch proceeds all the same.
             transform: A function of (sample) or (sample, rng) that gives one sample for one; `rng` is a
@@ -113,6 +119,9 @@ class DataLoader:
             collate_fn: A function that makes a batch of a list of samples; torch's default collation by default.
             batch_transform: A function of (batch) or (batch, rng) that gives the batch to deliver; `rng` is a
                 `BatchRandom`, keyed likewise.
+            seed_samples: Whether torch's, NumPy's and Python's own generators are seeded before each sample, from
+                (seed, epoch, sample id), for code that draws from them; by default in worker processes. With
+                `num_workers=0` their states are put back after each batch.
             on_error: "raise", or "skip": a sample whose reading or transform fails is left out of its batch, logged and
                 counted in `skipped`; a StorageError is raised all the same, for it is no sample's fault.
             max_errors: With "skip", the most different samples that may be skipped before SampleError is raised.
@@ -120,22 +129,36 @@ class DataLoader:
             device: Where batches are delivered, copied on a stream of their own; by default they stay in memory.
             rank: This process's rank; with `world_size`, by default as `torch.distributed` has it.
             world_size: The number of ranks.
+            process_group: Instead of both, the `torch.distributed` group whose ranks share the data, or a `DeviceMesh`
+                of one dimension: `mesh["dp"]`.
+            on_stats: Called with `stats()` about every `stats_seconds`, and at the end of each pass, in the thread
+                that asks for batches; `Stats.as_dict()` suits TensorBoard, Prometheus and the like.
+            stats_seconds: See there.
+            progress: Whether to show a bar of tqdm's, on rank 0, in terminals and notebooks.
             torch_arguments: torch's other arguments, accepted or refused as docs/torch_arguments.md says.
 
         Raises:
             ArgumentError: The arguments can't work, alone or together; the text says which and what to do.
         """
         check_torch_arguments(torch_arguments)
-        _check_workers(num_workers, worker_type, prefetch_factor, prefetch_bytes)
         self._skipped = skipping(on_error, max_errors)
         self.dataset = dataset
-        self.num_workers = num_workers
-        self._prefetch_bytes = prefetch_bytes
         if isinstance(dataset, IterableView):
             dataset = dataset.samples_for_a_loader()
-        self._source = _source_of(dataset)
+        source = _source_of(dataset)
+        workers = resolve_workers(
+            num_workers=num_workers,
+            worker_type=worker_type,
+            persistent_workers=persistent_workers,
+            worker_init_fn=worker_init_fn,
+            multiprocessing_context=multiprocessing_context,
+            seed_samples=seed_samples,
+            timeout=timeout,
+            is_foreign=isinstance(source, DatasetSource),
+        )
+        self.num_workers = workers.count
         self._schedule = Schedule(
-            self._source,
+            source,
             batch_size=batch_size,
             global_batch_size=global_batch_size,
             shuffle=shuffle,
@@ -146,40 +169,33 @@ class DataLoader:
             pad_last=pad_last,
             rank=rank,
             world_size=world_size,
+            process_group=process_group,
         )
-        form = dataset.form if isinstance(dataset, MapDataset) and self._source is dataset.source else None
-        code = UserCode(transform, collate_fn, batch_transform)
-        self._sample_wise = form is None or transform is not None or collate_fn is not None
-        is_fixed = all(column.is_fixed for column in self._source.schema.values())
-        self._size_is_known = is_fixed and not self._sample_wise and batch_transform is None
-        self._rows = -(-self._schedule.steps.global_batch_size // self._schedule.steps.world_size)
-        self._batch_bytes = self._rows * sum(column.sample_bytes for column in self._source.schema.values())
-        self._steps_a_group, self._max_groups = self._grouping(prefetch_factor)
-        at_once = min(self._steps_a_group, self._gathered_together()) if num_workers else 1
-        if any(column.python_type in (object, np.ndarray) for column in self._source.schema.values()):
-            at_once = 1  # what they become may depend on what they are read with: images of one size are a tensor
-        # idle memory: of what may be read ahead, and of what the consumer had before its last batch
-        idle = 1 + (-(-self._max_groups * self._steps_a_group // at_once) if num_workers else 1)
-        pool = None if self._sample_wise else Pool(self._source.schema, self._rows * at_once, idle=idle)
-        samples = SampleReader(self._source, self._skipped, one_at_a_time=form is None and worker_type is None)
-        self._reader = BatchReader(samples, form, code, pool=pool, steps_at_once=at_once)
-        self._delivery = Delivery(pin_memory=pin_memory, device=device)
-        self._live: weakref.ref[_Pass] | None = None
-
-    def _gathered_together(self) -> int:
-        """How many steps threads gather together, at most."""
-        batch_bytes = max(self._batch_bytes, 1)
-        return max(1, _GATHER_BYTES // batch_bytes, min(_GATHER_STEPS, 2 * _GATHER_BYTES // batch_bytes))
-
-    def _grouping(self, prefetch_factor: int | None) -> tuple[int, int]:
-        """How many steps are read together, and how many such groups at most at once."""
-        workers = max(self.num_workers, 1)
-        group_bytes = min(_GROUP_BYTES, self._prefetch_bytes)
-        together = 1 if self._sample_wise else min(_GROUP_STEPS, group_bytes // max(self._batch_bytes, 1)) or 1
-        if prefetch_factor is None:
-            return together, 2 * workers + 1
-        together = min(together, max(1, prefetch_factor // 2))
-        return together, max(workers, prefetch_factor * workers // together)
+        code = UserCode(
+            dataset.form if isinstance(dataset, MapDataset) and source is dataset.source else None,
+            transform=transform,
+            collate_fn=collate_fn,
+            batch_transform=batch_transform,
+            skipped=self._skipped,
+            where=source.where,
+        )
+        if progress:
+            check_tqdm()
+        self._pipeline = Pipeline(
+            source,
+            self._schedule,
+            code,
+            workers=workers,
+            prefetch_factor=prefetch_factor,
+            prefetch_bytes=prefetch_bytes,
+            delivery=Delivery(pin_memory=pin_memory, device=device),
+            recorder=Recorder(on_stats=on_stats, stats_seconds=stats_seconds, reads_here=workers.count == 0),
+            skipped=self._skipped,
+            dataset=self.dataset,
+        )
+        self._shows_bar = progress and is_watched(rank=self._schedule.steps.rank)
+        self._birth = Birth()
+        self._live: weakref.ref[Pass] | None = None
 
     def __len__(self) -> int:
         """Batches of a full epoch, the same on every rank."""
@@ -187,62 +203,23 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Begins a pass; ends the former one."""
-        self._end_pass()
-        schedule = self._schedule
-        epoch, position = schedule.progress.begin(schedule.steps)
-        announced_after = -(-_ANNOUNCED_SAMPLES // (self._rows * self._steps_a_group))
-        source = schedule.source_of(epoch)
-        groups = announced(
-            source,
-            plan_groups(schedule, epoch, position, self._steps_a_group),
-            group_samples=self._rows * self._steps_a_group,
-            ahead=max(1, self.num_workers, announced_after),
-            least=max(2, self.num_workers),
-        )
-        batches = self._batches(source, groups, epoch)
-        current = _Pass(schedule, self._delivery, epoch, batches, source.end_prefetch)
+        self._birth.check()
+        self._end_pass("a newer one; call iter(loader) for the current pass")
+        current = Pass(self._pipeline, self._birth, self._bar)
         self._live = weakref.ref(current)
         return current
 
-    def _batches(
-        self, source: Source, groups: Iterator[tuple[Group, Ids | None]], epoch: int
-    ) -> "ReadAhead | Iterator[tuple[Any, int]]":
-        reader, delivery, seed = self._reader.over(source), self._delivery, self._schedule.order.seed
-        in_own_threads = self.num_workers > 0
+    def _bar(self, epoch: int, position: int) -> ProgressBar | None:
+        if not self._shows_bar:
+            return None
+        steps = self._schedule.steps
+        done = len(steps) - steps.remaining(position)
+        return ProgressBar(len(steps), initial=max(done, 0), epoch=epoch)
 
-        def read(group: Group) -> Iterable[Any]:
-            if in_own_threads:
-                delivery.adopt_thread()
-            batches = reader.read(seed, epoch, group)
-            return batches if delivery.is_plain else map(delivery.send, batches)
-
-        def announce(ids: Ids) -> None:
-            with contextlib.suppress(Exception):  # should it fail, so will the reading, at its own batch
-                source.prefetch(ids)
-
-        if self.num_workers == 0:
-            return _read_here(groups, read, announce)
-        return ReadAhead(
-            groups,
-            read,
-            announce,
-            in_order=source.read_ahead_bytes > 0,
-            num_workers=self.num_workers,
-            max_groups=self._max_groups,
-            max_bytes=self._prefetch_bytes,
-            step_bytes=self._measure,
-        )
-
-    def _measure(self, batch: Any) -> int:
-        """The bytes of a batch; without one, or where the schema says it all, those of a batch of plain columns."""
-        if batch is None or self._size_is_known:
-            return self._batch_bytes
-        return max(bytes_of(batch), 1)
-
-    def _end_pass(self) -> None:
+    def _end_pass(self, by: str) -> None:
         live = None if self._live is None else self._live()
         if live is not None:
-            live.end()
+            live.end(f"this pass, at position {live.position} of epoch {live.epoch}, was ended by {by}")
 
     @property
     def epoch(self) -> int:
@@ -264,6 +241,14 @@ class DataLoader:
         """Samples that this rank has skipped since the loader was made."""
         return 0 if self._skipped is None else self._skipped.count
 
+    def stats(self) -> Stats:
+        """What this loader has done so far: samples, waiting, busy seconds by stage, depths, memory; see `Stats`."""
+        return self._pipeline.stats()
+
+    def report(self) -> str:
+        """One paragraph that says which stage limits, and what to change."""
+        return report(self.stats())
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the run as of the last delivered batch: JSON-able, under 1 KB, the same on all ranks."""
         return self._schedule.state_dict()
@@ -279,7 +264,10 @@ class DataLoader:
             ArgumentError: The last step would hold fewer samples than there are ranks.
         """
         self._schedule.load_state_dict(state)
-        self._end_pass()
+        self._end_pass(
+            f"a state of position {self.position} of epoch {self.epoch} that was loaded meanwhile; call iter(loader) "
+            "to go on from there"
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next pass start this epoch, unless it continues a loaded state of the same epoch.
@@ -296,72 +284,7 @@ class DataLoader:
             ArgumentError: The epoch is negative, or the step outside 0..len(loader).
         """
         self._schedule.progress.seek(epoch, step, self._schedule.steps)
-        self._end_pass()
-
-
-class _Pass(Iterator[Any]):
-    """One pass: delivers batches and moves the run's progress with each."""
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        delivery: Delivery,
-        epoch: int,
-        batches: "ReadAhead | Iterator[tuple[Any, int]]",
-        end_prefetch: Callable[[], None],
-    ) -> None:
-        self._schedule, self._delivery, self._epoch, self._batches = schedule, delivery, epoch, batches
-        self._why_ended: str | None = None
-        # runs when the loop drops the pass, on `end`, and when the interpreter ends
-        self._close = weakref.finalize(self, _end, batches, end_prefetch)
-
-    def __next__(self) -> Any:
-        if self._why_ended is not None:
-            raise StalePassError(self._why_ended)
-        try:
-            batch, position = next(self._batches)
-            if not self._delivery.is_plain:
-                batch = self._delivery.receive(batch)
-        except BaseException as error:
-            self._close()
-            if self._why_ended is not None:  # another thread has ended it meanwhile
-                raise StalePassError(self._why_ended) from None
-            if not isinstance(error, StopIteration):
-                self._why_ended = (
-                    f"this pass was ended by {type(error).__name__}; to go on after the last batch that it delivered, "
-                    "call loader.load_state_dict(loader.state_dict()), then iter(loader)"
-                )
-            raise
-        self._schedule.progress.deliver(self._epoch, position, self._schedule.steps)
-        return batch
-
-    def end(self) -> None:
-        """Ends the pass in favour of another."""
-        self._why_ended = (
-            "this pass was ended by a newer one, or by a loaded state; call iter(loader) for the current pass"
-        )
-        self._close()
-
-
-def _read_here(
-    groups: Iterator[tuple[Group, Ids | None]],
-    read: Callable[[Group], Iterable[Any]],
-    announce: Callable[[Ids], None],
-) -> Iterator[tuple[Any, int]]:
-    """Batches read in the caller's thread, with the position after each."""
-    for group, coming in groups:
-        if coming is not None:
-            announce(coming)
-        yield from zip(read(group), group.positions, strict=True)
-
-
-def _end(batches: Any, end_prefetch: Callable[[], None]) -> None:
-    """Ends the reading, then what was fetched for it."""
-    try:
-        batches.close()
-    finally:
-        with contextlib.suppress(Exception):
-            end_prefetch()
+        self._end_pass(f"seek(epoch={epoch}, step={step}); call iter(loader) to go on from there")
 
 
 def _source_of(dataset: Any) -> Source:
@@ -372,23 +295,3 @@ def _source_of(dataset: Any) -> Source:
             "dataset: expected a map-style dataset, got a mapping; give ArrayDataset(...) of its arrays"
         )
     return DatasetSource(dataset)
-
-
-def _check_workers(num_workers: int, worker_type: str | None, prefetch_factor: int | None, prefetch_bytes: int) -> None:
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int | np.integer) or num_workers < 0:
-        raise ArgumentError(f"num_workers: expected a number of threads, 0 or more, got {num_workers!r}")
-    if worker_type == "process":
-        raise ArgumentError(
-            'worker_type: this release reads in threads only; give worker_type="thread", or, for a transform that '
-            "holds the GIL, use torch's DataLoader with worker processes over the same dataset and an OrderSampler"
-        )
-    if worker_type not in (None, "thread"):
-        raise ArgumentError(f'worker_type: expected None or "thread", got {worker_type!r}')
-    if prefetch_factor is not None and (
-        not isinstance(prefetch_factor, int | np.integer) or prefetch_factor < 1 or num_workers == 0
-    ):
-        raise ArgumentError(
-            f"prefetch_factor: expected 1 or more, with 1 or more workers, got {prefetch_factor} and {num_workers=}"
-        )
-    if prefetch_bytes < 1:
-        raise ArgumentError(f"prefetch_bytes: expected a number of bytes, 1 or more, got {prefetch_bytes}")

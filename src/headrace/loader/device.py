@@ -1,23 +1,37 @@
-"""Page-locked batches, and copies to an accelerator that overlap with computing.
+"""Copies to an accelerator that overlap with computing, and page-locked batches.
+
+With a device, a batch goes page-locked memory -> copies' stream -> fresh memory on the device. Columns that only the
+loader sees are gathered straight into page-locked memory (`pool`), which never leaves the loader and is used again;
+whatever else it is, what user code made, ragged rows, what worker processes send, is copied into it first.
 
 Guarantees:
 - A batch on the device is fresh memory, ready for the consumer's current stream, and recorded on it.
-- Page-locked memory comes from torch's own allocator, which waits for the copies out of it before it lends it again.
+- Host memory that is copied from is kept until the event after its copy has passed, whatever happens to the batch, the
+  pass or the loader meanwhile; only then is it filled again.
+- `send` may be called from any threads at once. They share one stream, on which their copies come in some order; each
+  batch has an event of its own, after its own copies. Which stream is current is each thread's own matter, to torch as
+  well, so the only thing that is locked is the list of copies under way.
+- Page-locked batches that are handed out lie in blocks of torch's allocator, by the storages that it gave: it notes the
+  copies that the user makes of them, and waits for them before it lends a block again.
 """
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from headrace.errors import ArgumentError
-from headrace.formats import Ragged
+from headrace.formats import Column
+from headrace.loader.pool import Pool, TrackedPool
+from headrace.loader.staging import CopiesUnderWay, locked, page_locked, staged
+from headrace.loader.trees import map_tensors
 
 # Devices for which torch can neither lock pages nor make a second stream: batches are copied there one by one
 _PLAIN = {"mps"}
-# What lists hold by the thousand, and tensors are never in
-_TEXTS = {str, bytes}
-_ATOMS = {*_TEXTS, int, float, bool, type(None)}
+# Page-locked bytes that wait for their copy before a thread that sends waits too: some milliseconds of copying over
+# PCI Express, so that it never pauses, and little beside the batches that are read ahead
+_UNDER_WAY_BYTES = 64 << 20
 
 
 class Ready(NamedTuple):
@@ -37,17 +51,56 @@ class Delivery:
         is_plain: Whether batches stay as they were read, so that neither needs to be called.
     """
 
-    def __init__(self, *, pin_memory: bool, device: torch.device | str | int | None) -> None:
-        """Raises ArgumentError where there is no such device."""
+    def __init__(
+        self,
+        *,
+        pin_memory: bool,
+        device: torch.device | str | int | None,
+        under_way_bytes: int = _UNDER_WAY_BYTES,
+    ) -> None:
+        """Prepares to deliver; no memory is page-locked yet.
+
+        Args:
+            pin_memory: Whether batches on the CPU come in page-locked memory, where there is an accelerator.
+            device: Where batches are wanted; None leaves them on the CPU.
+            under_way_bytes: The most page-locked bytes that wait for their copy before `send` waits as well.
+
+        Raises:
+            ArgumentError: There is no such device.
+        """
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self._device = None if device is None else _checked_device(device, accelerator)
         self._copies = self._device is not None and self._device.type != "cpu"
-        self._pins = accelerator is not None and accelerator.type not in _PLAIN and (pin_memory or self._copies)
+        self._pins = accelerator is not None and accelerator.type not in _PLAIN and pin_memory and not self._copies
         self.is_plain = not self._pins and not self._copies
         self._stream: torch.Stream | None = None
+        self._under_way = CopiesUnderWay(under_way_bytes)
         if self._device is not None and self._copies and self._device.type not in _PLAIN:
             self._stream = torch.Stream(self._device)
             self._device = self._stream.device  # with its number, whatever device is current later
+            # page-locked memory goes back to torch with the loader, which doesn't know of every copy out of it
+            weakref.finalize(self, self._under_way.wait)
+
+    @property
+    def under_way_bytes(self) -> int:
+        """Page-locked bytes that are being copied to the device, or were and have not been used again since."""
+        return self._under_way.size_bytes
+
+    def pool(self, schema: Mapping[str, Column], rows: int, *, idle: int) -> Pool:
+        """Memory to gather columns into that go to `send` as they are, through nobody's hands but the loader's.
+
+        User code must not get at it: of a copy that it starts by itself, nobody would wait for the end.
+
+        Args:
+            schema: The columns.
+            rows: The most rows that are gathered at once.
+            idle: How many times as much is kept while nobody uses it.
+        """
+        if self._stream is not None:
+            return Pool(schema, rows, idle=idle, allocate=page_locked)
+        if self._pins:
+            return TrackedPool(schema, rows, allocate=page_locked)
+        return Pool(schema, rows, idle=idle)
 
     def adopt_thread(self) -> None:
         """Makes the copies' stream, and its device, the current ones of this thread, which belongs to the loader.
@@ -59,11 +112,13 @@ class Delivery:
             torch.accelerator.set_stream(self._stream)
 
     def send(self, batch: Any) -> Any:
-        """The batch in locked pages, where asked for, or as `Ready` with its copy to the device started."""
-        if self._pins:
-            batch = map_tensors(_pinned, batch)
+        """The batch in page-locked memory, where asked for, or as `Ready` with its copy to the device started."""
         if self._stream is None:
+            if self._pins:
+                return map_tensors(locked, batch)
             return map_tensors(lambda tensor: tensor.to(self._device), batch) if self._copies else batch
+        self._under_way.release()
+        batch = staged(batch)
         there = torch.accelerator.current_stream(self._device)
         if there == self._stream:
             return self._sent(batch, self._stream)
@@ -76,8 +131,20 @@ class Delivery:
             torch.accelerator.set_stream(here)  # and with it the device that was current
 
     def _sent(self, batch: Any, stream: torch.Stream) -> Ready:
-        batch = map_tensors(lambda tensor: tensor.to(self._device, non_blocking=True), batch)
-        return Ready(batch, stream.record_event())
+        sources: list[torch.Tensor] = []
+
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            may_go_on = tensor.layout == torch.strided  # sparse ones are not page-locked
+            if tensor.device.type == "cpu" and may_go_on:
+                sources.append(tensor)
+            return tensor.to(self._device, non_blocking=may_go_on)
+
+        try:
+            batch = map_tensors(copy, batch)
+        finally:  # should one fail, the others are being copied all the same
+            copied = stream.record_event()
+            self._under_way.add(copied, sources)
+        return Ready(batch, copied)
 
     def receive(self, sent: Any) -> Any:
         """The batch, for use on the current stream."""
@@ -104,38 +171,3 @@ def _checked_device(device: torch.device | str | int, accelerator: torch.device 
     if checked.index is not None and checked.index >= torch.accelerator.device_count():
         raise ArgumentError(f"{expected}, of which there are {torch.accelerator.device_count()}, got {checked}")
     return checked
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in locked pages; as it is, where that can't be (it is on a device already, or sparse)."""
-    return tensor.pin_memory() if tensor.device.type == "cpu" and tensor.layout == torch.strided else tensor
-
-
-def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    """The same dicts, lists and tuples with the function's result for each tensor; all else passes through."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, Ragged):
-        return tree.map_tensors(function)
-    if isinstance(tree, dict):
-        return {name: map_tensors(function, value) for name, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, value) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        if _ATOMS.issuperset(map(type, tree)):
-            return tree
-        return type(tree)(map_tensors(function, value) for value in tree)
-    return tree
-
-
-def bytes_of(tree: Any) -> int:
-    """The bytes of all tensors, texts and byte strings in dicts, lists and tuples."""
-    if isinstance(tree, torch.Tensor):
-        return tree.nbytes
-    if isinstance(tree, Ragged):
-        return tree.values.nbytes + tree.offsets.nbytes
-    if isinstance(tree, dict):
-        return sum(map(bytes_of, tree.values()))
-    if isinstance(tree, (list, tuple)):
-        return sum(map(len if _TEXTS.issuperset(map(type, tree)) else bytes_of, tree))
-    return len(tree) if isinstance(tree, (str, bytes)) else 0

@@ -9,35 +9,50 @@ Guarantees:
 - `ReadAhead` belongs to one consumer. Its threads know only its queue, never itself, so that dropping it ends them.
 - `close` ends the threads as soon as each has finished the batch that it is reading, or has given up waiting for
   stored bytes, and waits for that; it may be called from any thread and more than once.
+- With a `timeout`, a wait that lasts longer is an error that shows what each thread waits for. Code that holds the
+  interpreter's lock all the while holds up the error too.
+- In a process that was forked from its own, `next` is an error, and `close` leaves everything as it is.
 """
 
 import contextlib
 import logging
+import textwrap
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any
 
+from headrace.datasets.skipping import listed_ids
+from headrace.errors import LoaderError
 from headrace.formats import Ids
+from headrace.loader.forks import Birth
 from headrace.loader.plan import Group
+from headrace.loader.watchdog import stacks_of
 from headrace.storage.cancellation import cancellable
 
 CLOSE_SECONDS = 5.0  # how long `close` waits for threads that are in the middle of a batch
+# The same where one has hung before: as long as a thread takes to give up waiting for a store, and some more
+_HUNG_CLOSE_SECONDS = 0.5
 
 _log = logging.getLogger("headrace")
 
 
 class _Task:
-    """A group in the hands of the threads; `done` is released when its batches, and perhaps an error, are there."""
+    """A group in the hands of the threads; `done` is released when its batches, and perhaps an error, are there.
 
-    __slots__ = ("batches", "done", "error", "group")
+    `reader` is the thread that has taken it.
+    """
+
+    __slots__ = ("batches", "done", "error", "group", "reader")
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.batches: list[tuple[Any, int]] = []
         self.error: BaseException | None = None
+        self.reader: threading.Thread | None = None
         self.done = threading.Lock()
         self.done.acquire()
 
@@ -46,12 +61,17 @@ class _Work:
     """What the threads of one `ReadAhead` share."""
 
     def __init__(
-        self, read: Callable[[Group], Iterable[Any]], announce: Callable[[Ids], None], *, in_order: bool
+        self,
+        read: Callable[[Group], Iterable[Any]],
+        announce: Callable[[Ids], None],
+        within: Callable[[], AbstractContextManager[object]],
+        *,
+        in_order: bool,
     ) -> None:
         self.tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self.announced: deque[Ids | None] = deque()  # one for each task
         self.closed = False
-        self._read, self._announce = read, announce
+        self._read, self._announce, self._within = read, announce, within
         self._turn = threading.Lock() if in_order else contextlib.nullcontext()
 
     def add(self, task: _Task, announced: Ids | None) -> None:
@@ -62,13 +82,26 @@ class _Work:
     def run(self) -> None:
         """One thread's life: reads groups until it is told to end."""
         with cancellable(lambda: self.closed):
-            while (task := self.tasks.get()) is not None:
-                try:
-                    self._read_into(task)
-                except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer shall see it)
+            try:
+                with self._within():
+                    self._serve()
+            except BaseException as error:  # noqa: BLE001 (a thread that can't live: the consumer shall see why)
+                if (task := self.tasks.get()) is not None:
                     task.error = error
-                task.done.release()
-                del task  # the next wait may be long, and finished batches belong to the consumer
+                    task.done.release()
+                else:
+                    self.tasks.put(None)
+
+    def _serve(self) -> None:
+        me = threading.current_thread()
+        while (task := self.tasks.get()) is not None:
+            task.reader = me
+            try:
+                self._read_into(task)
+            except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer shall see it)
+                task.error = error
+            task.done.release()
+            del task  # the next wait may be long, and finished batches belong to the consumer
         self.tasks.put(None)  # for the next thread
 
     def _read_into(self, task: _Task) -> None:
@@ -98,6 +131,8 @@ class ReadAhead:
         max_groups: int,
         max_bytes: int,
         step_bytes: Callable[[Any], int],
+        timeout: float | None = None,
+        within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         """Prepares to read; threads start with the first `next`.
 
@@ -110,11 +145,15 @@ class ReadAhead:
             max_groups: The most groups that are being read or wait.
             max_bytes: The same in bytes, as far as they can be told beforehand: from the batches delivered so far.
             step_bytes: The bytes of a finished batch, or of one to expect where it is given None.
+            timeout: How many seconds `next` waits for a batch; None for as long as it takes.
+            within: Makes what each thread lives in, from its first group to its end.
         """
-        self._groups, self._work = groups, _Work(read, announce, in_order=in_order)
+        self._groups, self._work = groups, _Work(read, announce, within, in_order=in_order)
         self._max_groups, self._max_bytes, self._step_bytes = max_groups, max_bytes, step_bytes
         self._expected_bytes = step_bytes(None)
-        self._num_workers = num_workers
+        self._num_workers, self._birth = num_workers, Birth()
+        self._timeout = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)  # the most that locks take
+        self._has_hung = False
         self._threads: list[threading.Thread] = []
         self._tasks: deque[_Task] = deque()
         self._batches: deque[tuple[Any, int]] = deque()
@@ -125,6 +164,7 @@ class ReadAhead:
 
     def __next__(self) -> tuple[Any, int]:
         while not self._batches:
+            self._birth.check()
             self._raise_error()
             if not self._work.closed:
                 self._submit()
@@ -132,9 +172,11 @@ class ReadAhead:
             if self._work.closed or not self._tasks:
                 raise StopIteration
             task = self._tasks[0]
-            task.done.acquire()
+            came = task.done.acquire() if self._timeout is None else task.done.acquire(timeout=self._timeout)
             if self._work.closed:
                 raise StopIteration
+            if not came:
+                raise self._overdue(task.group)
             self._tasks.popleft()
             self._batches.extend(task.batches)
             task.batches.clear()  # the thread may hold the task a moment longer
@@ -143,6 +185,24 @@ class ReadAhead:
                 self._expected_bytes = self._step_bytes(self._batches[0][0])
         return self._batches.popleft()
 
+    def ready(self) -> bool:
+        """Whether `next` would not wait; what is to be read has been handed to the threads."""
+        if self._batches or self._error is not None or self._work.closed:
+            return True
+        self._birth.check()
+        self._submit()
+        return not self._tasks or not self._tasks[0].done.locked()
+
+    def depth(self) -> tuple[int, int, int]:
+        """How many groups wait to be taken, how many are being read or to be read, and the bytes of what is there.
+
+        For any thread; what goes on meanwhile may be missed.
+        """
+        tasks = tuple(self._tasks)
+        unread = sum(task.done.locked() for task in tasks)
+        batches = len(self._batches) + sum(len(task.batches) for task in tasks)
+        return len(tasks) - unread + bool(self._batches), unread, batches * self._expected_bytes
+
     def _raise_error(self) -> None:
         error, self._error = self._error, None
         try:
@@ -150,6 +210,25 @@ class ReadAhead:
                 raise error
         finally:
             del error  # its traceback holds this frame
+
+    def _overdue(self, awaited: Group) -> LoaderError:
+        """What to raise where a group did not come in time; closes."""
+        doing = dict.fromkeys(self._threads, "waits for work")
+        for task in tuple(self._tasks):
+            if task.reader is not None and task.done.locked():
+                steps = len(task.group.positions)
+                start = task.group.bounds[min(len(task.batches), steps - 1)]  # the first of those that aren't there
+                doing[task.reader] = f"reads {listed_ids(task.group.sample_ids[start:])}"
+        text = (
+            f"no batch came within {self._timeout:g} seconds (timeout={self._timeout:g}): "
+            f"that of {listed_ids(awaited.sample_ids[: awaited.bounds[1]])}\n"
+            "  what each thread does, its innermost call last:\n"
+            f"{textwrap.indent(stacks_of(self._threads, doing), '    ')}\n"
+            "  mend what hangs, or give a larger timeout= where such a batch may take so long"
+        )
+        self._has_hung = True
+        self.close()
+        return LoaderError(text)
 
     def _submit(self) -> None:
         """Hands groups to the threads up to the bounds, but at least one."""
@@ -176,14 +255,16 @@ class ReadAhead:
             self._threads.append(thread)
 
     def close(self) -> None:
-        """Ends the threads and waits until they have ended, up to 5 seconds for all of them."""
+        """Ends the threads and waits until they have ended: at most 5 seconds, and half a second after a hang."""
+        if not self._birth.is_here:
+            return
         self._work.closed = True
         self._work.tasks.put(None)
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + (min(_HUNG_CLOSE_SECONDS, CLOSE_SECONDS) if self._has_hung else CLOSE_SECONDS)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0))
-                if thread.is_alive():
+                if thread.is_alive() and not self._has_hung:  # else the error has named it
                     _log.warning("%s is still reading a batch; it ends when that is done", thread.name)
         self._threads.clear()
         self._tasks.clear()

@@ -16,10 +16,6 @@ _OTHERS: Mapping[str, tuple[tuple[Any, ...], str]] = {
         "steps are computed, so that they can be resumed; give batch_size= or global_batch_size=",
     ),
     "generator": ((None,), "randomness comes from the seed, so that it can be resumed; give seed="),
-    "timeout": ((0, 0.0), "reading threads have no time limit in this release"),
-    "worker_init_fn": ((None,), "workers are threads of this process, with nothing to initialise"),
-    "multiprocessing_context": ((None,), "workers are threads of this process"),
-    "persistent_workers": ((False, True), ""),
     "pin_memory_device": (("",), "torch gave this argument up; give device="),
     "in_order": ((True,), "batches always come in order"),
 }

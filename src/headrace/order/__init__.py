@@ -13,7 +13,7 @@ rank of any world size computes what it needs from two integers. The number of s
 shuffle keeps three integers a block.
 """
 
-from headrace.order.epoch import DECODE, SAMPLE, SPLIT, Order
+from headrace.order.epoch import DECODE, SAMPLE, SEEDING, SPLIT, Order
 from headrace.order.hashing import hash_words
 from headrace.order.layout import BlockTotals, Layout, Shuffle, resolve_layout
 from headrace.order.permutation import permute
@@ -24,6 +24,7 @@ from headrace.order.steps import Share, Steps
 __all__ = [
     "DECODE",
     "SAMPLE",
+    "SEEDING",
     "SPLIT",
     "BlockTotals",
     "Layout",

@@ -11,7 +11,7 @@ from headrace.order.layout import Layout
 from headrace.order.permutation import MAX_SAMPLES, Permutation, permute
 
 # What a key is for. Part of the public contract: a number is never reused for something else.
-SHUFFLE_ALL, SHUFFLE_BLOCKS, SHUFFLE_WINDOW, SPLIT, SAMPLE, DECODE = range(6)
+SHUFFLE_ALL, SHUFFLE_BLOCKS, SHUFFLE_WINDOW, SPLIT, SAMPLE, DECODE, SEEDING = range(7)
 
 
 def bit_reversed(lanes: int) -> NDArray[np.int64]:

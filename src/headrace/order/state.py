@@ -61,16 +61,11 @@ class State:
         """Reads what `as_dict` gave.
 
         Raises:
-            ResumeError: It is not such a state, or comes from a newer version of headrace.
+            ResumeError: It is not such a state, or of a version that this headrace doesn't read.
         """
-        if not isinstance(state, Mapping) or "version" not in state:
-            got = "one without a version" if isinstance(state, Mapping) else type(state).__name__
-            raise ResumeError(f"cannot resume: expected a dict from state_dict(), got {got}")
-        if isinstance(state["version"], int) and state["version"] > VERSION:
-            raise ResumeError(
-                f"cannot resume: the state is of version {state['version']}, this headrace reads up to {VERSION}\n"
-                "  update headrace to the release that wrote it, or a newer one"
-            )
+        if not isinstance(state, Mapping):
+            raise ResumeError(f"cannot resume: expected a dict from state_dict(), got {type(state).__name__}")
+        _check_version(state)
         missing, unknown = _TYPES.keys() - state.keys(), state.keys() - _TYPES.keys()
         if missing or unknown:
             raise ResumeError(
@@ -88,6 +83,29 @@ class State:
         return cls(state["epoch"], state["position"], state["seed"], layout, state["samples"], state["fingerprint"])
 
 
+def _check_version(state: Mapping[Any, Any]) -> None:
+    """Refuses what was written otherwise than this reads, and says what to do; the version comes before all else."""
+    if "version" not in state:
+        raise ResumeError(
+            "cannot resume: expected a dict from state_dict(), got one without a version\n"
+            f"  expected: {', '.join(_TYPES)}\n  got:      {_listed(state)}\n"
+            "  states of other loaders, and of samplers other than OrderSampler, can't be continued here"
+        )
+    version = state["version"]
+    if not isinstance(version, int) or isinstance(version, bool):
+        return  # refused with its type
+    if version > VERSION:
+        raise ResumeError(
+            f"cannot resume: the state is of version {version}, this headrace reads up to {VERSION}\n"
+            "  update headrace to the release that wrote it, or a newer one"
+        )
+    if version < VERSION:
+        raise ResumeError(
+            f"cannot resume: the state is of version {version}, this headrace reads {VERSION}\n"
+            f"  no release has written a version below {VERSION}: the state is damaged, or of something else"
+        )
+
+
 def _listed(keys: Iterable[Any]) -> str:
     """A few keys as text, whatever they are."""
     names = sorted(map(str, keys))
@@ -97,7 +115,6 @@ def _listed(keys: Iterable[Any]) -> str:
 def _check_values(state: Mapping[str, Any]) -> None:
     lanes, window, samples = state["lanes"], state["window"], state["samples"]
     checks = {
-        "version": state["version"] >= 1,
         "epoch": state["epoch"] >= 0,
         "samples": 1 <= samples <= MAX_SAMPLES,
         "position": 0 <= state["position"] < samples,

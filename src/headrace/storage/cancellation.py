@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from headrace.metrics import stage
+
 POLL_SECONDS = 0.1  # how often a wait looks whether it is still wanted
 
 
@@ -19,6 +21,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
+_awaited: dict[int, object] = {}  # by thread, while it waits
 
 
 @contextmanager
@@ -35,6 +38,31 @@ def cancellable(is_cancelled: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _here.is_cancelled = outer
+
+
+def wait_for(event: threading.Event, what: object) -> None:
+    """Returns when an event has come; raises ReadCancelled where that is no longer wanted.
+
+    Args:
+        event: What to wait for.
+        what: Says so, by its `str`, in the texts of `awaited_by`.
+    """
+    if event.is_set():
+        return
+    thread_id = threading.get_ident()
+    _awaited[thread_id] = what
+    try:
+        with stage("storage"):
+            while not event.wait(POLL_SECONDS):
+                check_cancelled()
+    finally:
+        del _awaited[thread_id]
+
+
+def awaited_by(thread_id: int) -> str | None:
+    """What a thread waits for in `wait_for`; None where it doesn't."""
+    what = _awaited.get(thread_id)
+    return None if what is None else str(what)
 
 
 def check_cancelled() -> None:

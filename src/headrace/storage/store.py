@@ -223,7 +223,8 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """What this process's reads took, by name: `requests`, `received_bytes`, `retries`, `cache_hits` and others."""
-        return self._reader.counts.as_dict()
+        reader = self._of_process.get(os.getpid())
+        return {} if reader is None else reader.counts.as_dict()
 
     @property
     def _reader(self) -> Reader:

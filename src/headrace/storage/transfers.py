@@ -9,6 +9,7 @@ Guarantees:
 """
 
 import contextlib
+import copy
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from headrace.errors import StorageError
-from headrace.storage.cancellation import POLL_SECONDS, ReadCancelled, check_cancelled
+from headrace.storage.cancellation import ReadCancelled, wait_for
 from headrace.storage.objects import RangeRead, StoredObject
 from headrace.storage.urls import shown
 
@@ -46,6 +47,10 @@ class Transfer:
             self._done.set()
             self._released.set()
 
+    def __str__(self) -> str:
+        failed = max((part.attempts for part in self.parts), default=0)
+        return f"{self.read}" + (f" (failed attempts: {failed})" if failed else "")
+
     @property
     def done(self) -> bool:
         """Whether the memory is filled, or an error came instead: `wait` won't wait."""
@@ -69,9 +74,9 @@ class Transfer:
             ReadCancelled: They are no longer wanted.
         """
         self._check_process()
-        _wait(self._done)
+        wait_for(self._done, self)
         if self._error is not None:
-            raise self._error.with_traceback(None)  # it may be raised to several
+            raise _again(self._error)  # it may be raised to several
 
     def wait_released(self) -> None:
         """Returns when nobody uses the memory any more."""
@@ -105,7 +110,7 @@ class Transfer:
             self._unreleased -= 1
             first_error = error is not None and self._error is None
             if first_error:
-                self._error = error
+                self._error = _untraced(error)
                 self._done.set()
         if first_error:
             self.cancel()
@@ -236,7 +241,7 @@ class Probe(Work):
 
     def release(self, error: BaseException | None = None) -> None:
         """Says that it is over."""
-        self._error = error
+        self._error = _untraced(error)
         self._done.set()
 
     def wait(self) -> StoredObject:
@@ -246,16 +251,28 @@ class Probe(Work):
             StorageError: It can't be opened.
             ReadCancelled: It is no longer wanted.
         """
-        _wait(self._done)
+        wait_for(self._done, self)
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            raise _again(self._error)
         assert self.found is not None
         return self.found
 
 
-def _wait(event: threading.Event) -> None:
-    while not event.wait(POLL_SECONDS):
-        check_cancelled()
+def _untraced(error: BaseException | None) -> BaseException | None:
+    """The error without its traceback, whose frames lead to whoever keeps the error: a cycle, and memory with it."""
+    return None if error is None else error.with_traceback(None)
+
+
+def _again(error: BaseException) -> BaseException:
+    """A copy of an error that is kept, to be raised: the one that is kept gets no traceback (see `_untraced`)."""
+    try:
+        same = copy.copy(error)
+    except Exception:  # noqa: BLE001 (a client's own class may ask for whatever it likes)
+        same = error
+    same.__cause__, same.__suppress_context__ = error.__cause__, error.__suppress_context__
+    if notes := getattr(error, "__notes__", None):
+        same.__notes__ = [*notes]
+    return same.with_traceback(None)
 
 
 class TransferQueue:

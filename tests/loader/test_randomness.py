@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import ArgumentError
-from headrace.loader.user_code import BatchRandom, sample_rng
+from headrace.loader.randomness import BatchRandom, sample_rng
 from tests.order.strategies import examples
 
 SAMPLES = 20_000

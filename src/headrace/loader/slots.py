@@ -1,0 +1,278 @@
+"""Slots: pieces of shared memory for one message each, written by one process, viewed by another, and used again.
+
+Guarantees:
+- A slot is written only while nobody views it: it is lent with the arrays of its message, and free again when the last
+  view of them is gone, in whichever thread that is. What runs then takes no lock and touches no socket, since the
+  collector may run it at any moment, inside of any call, or in a forked child.
+- A forked child that has inherited arrays may view them for good: slots that are lent while a process forks are never
+  written again.
+- No descriptor is kept: a mapping is all that holds the memory. It goes with the last view, or with its owner.
+- `SentSlots` belongs to whoever holds the channel's sending lock; `returned` and `retired` may be appended to by
+  another thread. `LentSlots` belongs to the one thread that receives.
+"""
+
+import ctypes
+import functools
+import mmap
+import os
+import sys
+import weakref
+from collections import deque
+from typing import Any, Final
+
+import numpy as np
+
+from headrace.formats import Array
+
+_MOST_IDLE = 8  # a burst's slots go when it is over; a slot that is in turn used and idle is never among these
+_LEAST_BYTES = 1 << 16
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_POPULATE: Final = getattr(
+    mmap, "MAP_POPULATE", 0x8000 if sys.platform == "linux" else 0
+)  # faults happen here, at once
+
+
+class _Owner:
+    """What NumPy takes for the owner of memory: every array over it has this at the end of its chain of bases.
+
+    Attributes:
+        kept: What has to stay as long as this.
+    """
+
+    def __init__(self, address: int, nbytes: int, kept: Any = None) -> None:
+        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": (nbytes,), "typestr": "|u1"}
+        self.kept = kept
+
+
+def map_memory(fd: int, nbytes: int, *, shared: bool) -> Array:
+    """The memory of `fd`, uint8 (nbytes,), writable; unmapped when the last view of it is gone.
+
+    Args:
+        fd: May be closed afterwards. (Python's `mmap` keeps a copy of it before 3.13.)
+        nbytes: At least 1.
+        shared: Whether others see what is written, or it stays here: copy-on-write.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    map_pages, unmap_pages = _libc()
+    flags = mmap.MAP_SHARED | _POPULATE if shared else mmap.MAP_PRIVATE
+    address = map_pages(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
+    if address == _MAP_FAILED:
+        error = ctypes.get_errno()
+        raise OSError(error, f"cannot map {nbytes} bytes of shared memory: {os.strerror(error)}")
+    owner: Any = _Owner(address, nbytes)
+    weakref.finalize(owner, unmap_pages, address, nbytes).atexit = False
+    return np.asarray(owner)
+
+
+@functools.cache
+def _libc() -> tuple[Any, Any]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_size_t
+    libc.mmap.restype, libc.munmap.restype = ctypes.c_void_p, ctypes.c_int
+    libc.mmap.argtypes = [ctypes.c_void_p, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, size]
+    return libc.mmap, libc.munmap
+
+
+class Slot:
+    """Shared memory that this process writes.
+
+    Attributes:
+        number: Its name in messages; never given again.
+        memory: uint8 (bytes,).
+        fd: Its descriptor until the other end has it, then None.
+    """
+
+    __slots__ = ("fd", "memory", "number")
+
+    def __init__(self, number: int, nbytes: int) -> None:
+        self.number = number
+        self.fd: int | None = os.memfd_create("headrace", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, nbytes)
+            self.memory = map_memory(self.fd, nbytes, shared=True)
+        except BaseException:
+            self.close_fd()
+            raise
+
+    def close_fd(self) -> None:
+        """Closes the descriptor; may be called again."""
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+class SentSlots:
+    """The slots that one end writes.
+
+    Attributes:
+        returned: The numbers of slots that the other end has given back.
+        retired: Those that it will not give back.
+    """
+
+    def __init__(self) -> None:
+        self.returned: deque[int] = deque()
+        self.retired: deque[int] = deque()
+        self._made = 0
+        self._slots: dict[int, Slot] = {}
+        self._idle: dict[int, None] = {}  # numbers, the one that was used last at the end
+        self._dropped: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all slots."""
+        return sum(slot.memory.nbytes for slot in list(self._slots.values()))
+
+    def take(self, nbytes: int) -> Slot:
+        """A slot of at least this size: the smallest that is free, or a new one.
+
+        A new one takes the place of one that is free and too small, so there are never more than were in use at once.
+        """
+        self._take_back()
+        fitting = [number for number in reversed(self._idle) if self._slots[number].memory.nbytes >= nbytes]
+        if fitting:
+            number = min(fitting, key=lambda number: self._slots[number].memory.nbytes)
+            del self._idle[number]
+            return self._slots[number]
+        if self._idle:
+            self._drop(min(self._idle, key=lambda number: self._slots[number].memory.nbytes))
+        self._made += 1
+        slot = self._slots[self._made] = Slot(self._made, rounded_up(nbytes))
+        return slot
+
+    def put_back(self, slot: Slot) -> None:
+        """Takes a slot whose message was not sent."""
+        if slot.fd is None:
+            self._idle[slot.number] = None
+        else:
+            slot.close_fd()
+            del self._slots[slot.number]  # the other end doesn't know it
+
+    def dropped(self) -> list[int]:
+        """The numbers of slots that are no more, and which the other end has not been told of."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def _take_back(self) -> None:
+        while self.returned:
+            number = self.returned.popleft()
+            if number in self._slots:
+                self._idle[number] = None
+        while self.retired:
+            self._slots.pop(self.retired.popleft(), None)
+        while len(self._idle) > _MOST_IDLE:
+            self._drop(next(iter(self._idle)))
+
+    def _drop(self, number: int) -> None:
+        del self._idle[number], self._slots[number]
+        self._dropped.append(number)
+
+    def clear(self) -> None:
+        """Lets all slots go."""
+        for slot in list(self._slots.values()):
+            slot.close_fd()
+        self._slots.clear()
+        self._idle.clear()
+
+
+def rounded_up(nbytes: int) -> int:
+    """The size of a slot for so many bytes: the next eighth of a power of two, so that near sizes share slots."""
+    nbytes = max(nbytes, _LEAST_BYTES)
+    step = 1 << ((nbytes - 1).bit_length() - 4)
+    return -(-nbytes // step) * step
+
+
+class LentSlots:
+    """The other end's slots, as they are viewed here.
+
+    Attributes:
+        returned: The numbers of slots that nobody views any more, and which the other end has not been told of.
+        retired: Those that a forked child may still view.
+    """
+
+    def __init__(self, most_lent: int) -> None:
+        """Lends at most `most_lent` slots at once; what comes beyond is copied."""
+        self.returned: deque[int] = deque()
+        self.retired: deque[int] = deque()
+        self._most_lent = most_lent
+        self._mapped: dict[int, Array] = {}
+        # by the id of the reference, since references to arrays can't be hashed
+        self._lent: dict[int, tuple[weakref.ref[_Owner], int]] = {}
+        self._inherited: set[int] = set()  # numbers of those that were lent while this process forked
+        _watch_forks()
+        key = id(self)
+        _watched[key] = weakref.ref(self, lambda _: _watched.pop(key, None))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all slots that are mapped here, except those that only views keep."""
+        return sum(memory.nbytes for memory in list(self._mapped.values()))
+
+    def add(self, number: int, fd: int, nbytes: int) -> None:
+        """Maps a slot that the other end has made.
+
+        Raises:
+            ValueError: The memory is smaller than that, or the slot is known.
+            OSError: There is no room for it.
+        """
+        if number in self._mapped or not 0 < nbytes <= os.fstat(fd).st_size:
+            raise ValueError(f"expected {nbytes} bytes for a new slot {number}, got {os.fstat(fd).st_size}")
+        self._mapped[number] = map_memory(fd, nbytes, shared=True)
+
+    def forget(self, number: int) -> None:
+        """Lets a slot go that the other end has dropped."""
+        self._mapped.pop(number, None)
+
+    def lend(self, number: int, nbytes: int) -> memoryview:
+        """The first bytes of a slot, which is given back when the last view of them is gone.
+
+        Raises:
+            ValueError: There is no such slot, or it is smaller.
+        """
+        memory = self._mapped.get(number)
+        if memory is None or nbytes > memory.nbytes:
+            raise ValueError(f"expected {nbytes} bytes in slot {number}, got {0 if memory is None else memory.nbytes}")
+        if len(self._lent) >= self._most_lent:
+            copied = np.array(memory[:nbytes])
+            self.returned.append(number)
+            return copied.data
+        owner: Any = _Owner(memory.__array_interface__["data"][0], nbytes, memory)
+        reference = weakref.ref(owner, self._returned)
+        self._lent[id(reference)] = reference, number
+        lent: Array = np.asarray(owner)
+        return lent.data
+
+    def _returned(self, reference: "weakref.ref[_Owner]") -> None:
+        _, number = self._lent.pop(id(reference))
+        if number in self._inherited:
+            self._inherited.discard(number)
+            self._mapped.pop(number, None)
+            self.retired.append(number)
+        else:
+            self.returned.append(number)
+
+    def retire(self) -> None:
+        """Keeps the slots that are lent now from being written again."""
+        self._inherited.update(number for _, number in list(self._lent.values()))
+
+    def clear(self) -> None:
+        """Lets all mappings go that nobody views."""
+        self._mapped.clear()
+
+
+_watched: dict[int, "weakref.ref[LentSlots]"] = {}
+
+
+@functools.cache
+def _watch_forks() -> None:
+    # after as well, since another thread may receive in between
+    os.register_at_fork(before=_retire_lent, after_in_parent=_retire_lent)
+
+
+def _retire_lent() -> None:
+    for reference in list(_watched.values()):
+        slots = reference()
+        if slots is not None:
+            slots.retire()

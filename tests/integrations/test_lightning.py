@@ -1,0 +1,67 @@
+"""Lightning, in two processes: fit, limits, exact resume wherever a checkpoint was saved, nothing split twice."""
+
+import pytest
+
+from tests.integrations.parts import BATCH, RANKS, SAMPLES, order, over_ranks
+
+EPOCHS = {epoch: order(epoch) for epoch in range(3)}
+
+
+def trained(seen, when="trained", epoch=None):
+    """The samples of both ranks, step by step, in the epochs of Lightning's that are asked for."""
+    return over_ranks([ids for at, ids in rank[when] if epoch is None or at == epoch] for rank in seen)
+
+
+def test_each_epoch_trains_on_every_sample_once_over_two_ranks(seen):
+    ranks = seen("lightning", "fit")
+    assert [sorted(trained(ranks, epoch=epoch)) for epoch in range(2)] == [[*range(SAMPLES)]] * 2
+    assert trained(ranks, epoch=0) != trained(ranks, epoch=1)
+
+
+def test_each_epoch_validates_on_every_sample_once_over_two_ranks_whatever_the_sanity_check_has_read(seen):
+    assert over_ranks(rank["validated"] for rank in seen("lightning", "fit")) == [*range(SAMPLES)] * 2
+
+
+def test_where_batches_are_limited_each_epoch_begins_the_next_epoch_of_the_data(seen):
+    ranks, taken = seen("lightning", "limits"), 2 * BATCH * RANKS
+    assert [trained(ranks, epoch=epoch) for epoch in range(3)] == [EPOCHS[epoch][:taken] for epoch in range(3)]
+    assert [rank["validated"] for rank in ranks] == [[[*range(6)]] * 3, [[*range(6, 12)]] * 3]
+
+
+def test_an_order_sampler_in_torchs_loader_is_not_replaced(seen):
+    ranks = seen("lightning", "sampler")
+    assert [rank["is_ours"] for rank in ranks] == [True, True]
+    assert [trained(ranks, epoch=epoch) for epoch in range(2)] == [EPOCHS[0], EPOCHS[1]]
+
+
+@pytest.mark.parametrize("check", ["amid", "last", "end", "tracked", "by_itself"])
+def test_training_resumes_with_just_the_samples_that_are_left(seen, check):
+    ranks = seen("lightning", check)
+    assert trained(ranks, "before") + trained(ranks, "after") == EPOCHS[0] + EPOCHS[1] + EPOCHS[2]
+    assert [rank["warnings"] for rank in ranks] == [[], []]
+
+
+@pytest.mark.parametrize("check", ["limited", "limited_end"])
+def test_a_checkpoint_where_a_limited_epoch_ends_resumes_as_training_would_have_gone_on(seen, check):
+    ranks, taken = seen("lightning", check), 4 * BATCH * RANKS
+    assert trained(ranks, "before") == EPOCHS[0][:taken]
+    assert [trained(ranks, "after", epoch) for epoch in range(3)] == [[], EPOCHS[1][:taken], EPOCHS[2][:taken]]
+
+
+@pytest.mark.parametrize(("check", "steps"), [("smaller", 6 + 2 * 12), ("larger", 2 + 2 * 3)])
+def test_training_resumes_with_batches_of_another_size_and_still_ends_the_epoch(seen, check, steps):
+    ranks, taken = seen("lightning", check), 3 * BATCH * RANKS
+    assert trained(ranks, "before") == EPOCHS[0][:taken]
+    assert sorted(trained(ranks, "after", 0)) == sorted(EPOCHS[0][taken:])
+    assert [sorted(trained(ranks, "after", epoch)) for epoch in (1, 2)] == [[*range(SAMPLES)]] * 2
+    assert [len(rank["after"]) for rank in ranks] == [steps] * RANKS
+
+
+def test_a_loader_that_takes_itself_for_the_only_one_is_refused(seen):
+    text = "the loader reads as rank 0 of 1, but Lightning's strategy trains here as rank {} of 2"
+    for rank, error in enumerate(seen("lightning", "refused")):
+        assert text.format(rank) in error
+
+
+def test_the_callback_is_one_of_lightnings_and_goes_to_spawned_processes(seen):
+    assert seen("lightning", "pickled") == [{"is_callback": True, "is_ours": True, "key": "headrace.first"}] * RANKS

@@ -6,8 +6,9 @@ ARGS ?=
 
 .PHONY: test bench peers lint format clean
 
+# A file's tests stay together, since they share what its fixtures start
 test: $(VENV)/.installed-test  ## run all tests; ARGS="-k resume" picks
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile $(ARGS)
 
 bench: $(VENV)/.installed-bench  ## measure on this machine; ARGS="--help" shows the options
 	$(BIN)/python -m benchmarks $(ARGS)

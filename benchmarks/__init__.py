@@ -5,6 +5,7 @@ python -m benchmarks --data digits     the same path on real data, with accuracy
 python -m benchmarks --format parquet  either of them, the rows in Parquet
 python -m benchmarks --format tar      the same, in tar shards, beside webdataset; --url s3: from a store
 python -m benchmarks.targets           what headrace promises, each promise as a ratio to its limit
+python -m benchmarks.loading           what it promises of the loader: overhead, worker processes, stalls, resume
 python -m benchmarks.remote            what it promises of data in a store
 python -m benchmarks.parquet           what it promises of Parquet; --peers: beside rivals
 python -m benchmarks.tar               what it promises of tar shards; --peers likewise

@@ -3,17 +3,13 @@
 import argparse
 import functools
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import parquet_promises
 from benchmarks.parquet_promises import BATCH_SIZE, SCATTERED_BATCH_SIZE, WINDOW, Parquet
 from benchmarks.peers.rival import RIVALS
 from benchmarks.plain_reader import DEFAULT_ROWS, TUNED_ROWS
-from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
-from headrace.bench.extras import extra
-from headrace.errors import HeadraceError
+from benchmarks.promise import Arguments, Target, chosen, measured, tell
 
 TIMES_FASTER = {"huggingface": 50.0, "litdata": 10.0}
 LIMIT = "plain iter_batches, one thread"
@@ -83,25 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = chosen(targets(), given.only)
     if not (given.peers or given.only):
         wanted = [target for target in wanted if not target.name.startswith("peer-")]
-    try:
-        results = [_measure(target, where) for target in extra("tqdm").tqdm(wanted, desc="promises", leave=False)]
-    except HeadraceError as error:
-        sys.exit(f"error: {error}")
-    show(table(results))
-    kept = sum(result.verdict == "yes" for result in results)
-    known = sum(result.verdict != "n/a" for result in results)
-    print(f"{kept} of {known} promises kept; medians of up to {given.repetitions} alternating repetitions.")
-    write(given.out / "parquet.jsonl", [result.as_dict() for result in results])
+    results = measured(wanted, where, _missing)
+    tell(results, given.out / "parquet.jsonl", f"medians of up to {given.repetitions} alternating repetitions")
 
 
-def _measure(target: Target[Parquet], where: Parquet) -> Result:
+def _missing(target: Target[Parquet]) -> str:
     is_missing = any(target.name == f"peer-{rival.name}" and not rival.is_installed for rival in RIVALS)
-    if is_missing:
-        return Result(target, [], "not installed: make peers")
-    try:
-        return Result(target, target.values(where))
-    except subprocess.CalledProcessError as error:  # such as a process that was killed for the memory it took
-        return Result(target, [], f"its process ended with status {error.returncode}", broken=True)
+    return "not installed: make peers" if is_missing else ""
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

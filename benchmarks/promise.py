@@ -1,7 +1,10 @@
 """What every command that measures promises shares: a promise, its result, the table and the command line."""
 
 import argparse
+import importlib.metadata
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from headrace import bench
 from headrace.bench.extras import extra
+from headrace.errors import HeadraceError
 
 Where = TypeVar("Where")
 WIDTH = 132  # of the tables in a file or a pipe, which have no width of their own
@@ -22,8 +26,9 @@ class Target(Generic[Where]):
         name: What `--only` calls it.
         claim: What is measured against what.
         bound: The least value of a ratio, or the most of a cost; None for what is measured and not promised.
-        unit: "%" or "x" for ratios; "ns", "us", "ms", "MB", "x CPU", "x time" for costs.
+        unit: "%" or "x" for ratios; "ns", "us", "ms", "MB", "x CPU", "x time", "% time" for costs.
         values: Measures it, told where.
+        remark: What to say of it once it was measured, told where.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Target(Generic[Where]):
     bound: float | None
     unit: str
     values: Callable[[Where], list[float]]
+    remark: Callable[[Where], str] = lambda where: ""  # noqa: ARG005 (most have none)
 
     @property
     def is_cost(self) -> bool:
@@ -47,12 +53,14 @@ class Target(Generic[Where]):
         """The value with its unit."""
         if self.unit == "%":
             return f"{value:.1%}" if self.name.startswith("hot") else f"{value:.0%}"
-        return f"{value:.3g} {self.unit}" if self.is_cost else f"{value:.1f}x"
+        if self.is_cost:
+            return f"{value:.3g} {self.unit}"
+        return f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured; without values, the reason, and whether that breaks the promise."""
+    """What was measured, and a remark; without values the reason, and whether that breaks the promise."""
 
     target: Target[Any]
     values: list[float]
@@ -88,6 +96,65 @@ class Result:
             "kept": self.verdict,
             "reason": self.reason,
         }
+
+
+def measured(
+    targets: Sequence[Target[Where]],
+    where: Where,
+    missing: Callable[[Target[Where]], str] = lambda target: "",  # noqa: ARG005 (nothing)
+) -> list[Result]:
+    """The promises' results, one after the other; an error of headrace's ends the program.
+
+    Args:
+        targets: The promises.
+        where: What each is told.
+        missing: Says why a promise can't be measured here, "" where it can.
+    """
+    try:
+        return [
+            _measured(target, where, missing(target)) for target in extra("tqdm").tqdm(targets, "promises", leave=False)
+        ]
+    except HeadraceError as error:
+        sys.exit(f"error: {error}")
+
+
+def _measured(target: Target[Where], where: Where, missing: str) -> Result:
+    if missing:
+        return Result(target, [], missing)
+    try:
+        return Result(target, target.values(where), target.remark(where))
+    except subprocess.CalledProcessError as error:  # such as a process that was killed for the memory it took
+        return Result(target, [], f"its process ended with status {error.returncode}", broken=True)
+
+
+def to_install(*packages: str) -> str:
+    """The command that installs those of the packages that aren't there, "" where all are."""
+    missing = [package for package in packages if not is_installed(package)]
+    return f"pip install {' '.join(missing)}" if missing else ""
+
+
+def is_installed(package: str) -> bool:
+    """Whether it is."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def tell(results: Sequence[Result], path: Path, how: str) -> None:
+    """Prints the table and how many promises are kept, and writes the values.
+
+    Args:
+        results: What was measured.
+        path: Where the values are written.
+        how: How they came about, for the line of the promises that are kept.
+    """
+    show(table(results))
+    kept = sum(result.verdict == "yes" for result in results)
+    known = sum(result.verdict != "n/a" for result in results)
+    print(f"{kept} of {known} promises kept; {how}.")
+    write(path, [result.as_dict() for result in results])
 
 
 def table(results: Sequence[Result]) -> Any:

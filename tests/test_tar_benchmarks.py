@@ -177,7 +177,7 @@ class TestPromises:
         assert "--only speed: no such promise; the names are small-w0, " in capsys.readouterr().err
 
     def test_a_server_that_is_not_installed_is_told_with_the_command_that_installs_it(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("benchmarks.tar._is_installed", lambda package: package != "s3fs")
+        monkeypatch.setattr("benchmarks.promise.is_installed", lambda package: package != "s3fs")
         tar.main(["--only", "s3", "--data-dir", str(tmp_path), "--out", str(tmp_path)])
         assert {line["reason"] for line in records(tmp_path / "tar.jsonl").values()} == {"pip install s3fs"}
 

@@ -8,6 +8,7 @@ depends on who asked first.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_MASK = 0xFFFFFFFFFFFFFFFF
 _START = 0x9E3779B97F4A7C15
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -26,16 +27,31 @@ def hash_words(*words: ArrayLike) -> NDArray[np.uint64]:
     Returns:
         uint64, of the broadcast shape, with at least one axis.
     """
-    state = np.full(1, _START, np.uint64)
+    # plain integers, which come first as a rule, take a tenth of the time outside of arrays
+    folded, first = _START, 0
     for word in words:
+        if not isinstance(word, int):
+            break
+        folded = _mix_one(folded ^ (word & _MASK))
+        first += 1
+    state = np.array([folded], np.uint64)
+    for word in words[first:]:
         state = _mix(state ^ _as_uint64(word))
     return state
 
 
 def _as_uint64(word: ArrayLike | int) -> NDArray[np.uint64]:
     if isinstance(word, int):
-        return np.array([word & 0xFFFFFFFFFFFFFFFF], np.uint64)
+        return np.array([word & _MASK], np.uint64)
     return np.atleast_1d(np.asarray(word)).astype(np.uint64)
+
+
+def _mix_one(state: int) -> int:
+    state ^= state >> 30
+    state = state * 0xBF58476D1CE4E5B9 & _MASK
+    state ^= state >> 27
+    state = state * 0x94D049BB133111EB & _MASK
+    return state ^ state >> 31
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -21,9 +21,18 @@ PROCESSES = {"num_workers": 2, "worker_type": "process"}
 
 
 def children() -> set[int]:
-    """This process's children that live."""
+    """This process's children that live, but for those that were there before."""
     path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return {int(child) for child in path.read_text().split()}
+    return {int(child) for child in path.read_text().split()} - others
+
+
+others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _others_don_t_count() -> None:
+    others.clear()
+    others.update(children())
 
 
 def rows(samples: int = 60) -> hr.ArrayDataset:

@@ -132,6 +132,40 @@ def test_what_the_consumer_does_itself_and_no_stage_says_is_reading(clock):
     assert (stats.busy_seconds["read"], stats.busy_seconds["decode"], stats.wait_seconds) == (2, 3, 5)
 
 
+def test_a_stage_that_goes_on_in_the_consumer_s_thread_is_no_reading_besides(clock):
+    recorder = Recorder(reads_here=True)
+    recorder.began(0)
+    recorder.asked()
+    clock.pass_(2)
+    with stage("user"):
+        clock.pass_(3)
+        busy = recorder.snapshot().busy_seconds  # as another thread sees it
+    assert (busy["read"], busy["user"]) == (2, 3)
+
+
+def test_between_batches_the_thread_that_asked_for_one_counts_nothing_for_the_loader(clock):
+    recorder = Recorder()
+    recorder.began(0)
+    asking, done = threading.Event(), threading.Event()
+
+    def ask():
+        recorder.asked()
+        asking.set()
+        done.wait(30)
+        recorder.delivered(4, 100)
+
+    other = threading.Thread(target=ask)
+    with metering(None):
+        take(recorder, clock, wait=1, step=0)
+        other.start()
+        asking.wait(30)
+        with stage("decode"):  # what this thread decodes for others
+            clock.pass_(5)
+    done.set()
+    other.join()
+    assert recorder.snapshot().busy_seconds["decode"] == 0
+
+
 def test_a_loader_that_is_read_within_another_ones_stage_takes_nothing_from_it(clock):
     outer, inner = Recorder(reads_here=True), Recorder(reads_here=True)
     outer.began(0)

@@ -101,10 +101,8 @@ class Recorder:
     def asked(self) -> None:
         """The consumer asks for a batch, in this thread."""
         clock = self._clock
-        former = thread.clock
-        if former is not clock:
-            self._former = former
-            thread.clock = clock
+        self._former = thread.clock
+        thread.clock = clock
         clock.is_on = True
         self._asked = perf_counter()
 
@@ -112,10 +110,8 @@ class Recorder:
         """It gets one; returns whether `tell` is due."""
         now = perf_counter()
         self._wait += now - self._asked
-        clock = self._clock
-        clock.is_on = False
-        if self._former is not None:
-            thread.clock, self._former = self._former, None
+        self._clock.is_on = False
+        thread.clock = self._former
         self._batches += 1
         self._samples += samples
         self._bytes += nbytes
@@ -130,8 +126,7 @@ class Recorder:
             self._wait += now - self._asked
             clock.is_on = False
             clock.clear()
-            if self._former is not None:
-                thread.clock, self._former = self._former, None
+            thread.clock = self._former
 
     def ended(self) -> None:
         """The pass has ended, however it did; nothing where none is open."""
@@ -244,7 +239,7 @@ class Recorder:
         spent = self.meter.totals()
         if self._reads_here:
             # what the consumer waits for and no stage says is reading: stages for it would cost more than small batches
-            own = sum(self._clock.spent.seconds.values())
+            own = sum(self._clock.so_far().seconds.values())
             spent.seconds["read"] += max(0.0, wait - own)
         return Mark(
             self._samples,

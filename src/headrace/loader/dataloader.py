@@ -131,8 +131,9 @@ class DataLoader:
             world_size: The number of ranks.
             process_group: Instead of both, the `torch.distributed` group whose ranks share the data, or a `DeviceMesh`
                 of one dimension: `mesh["dp"]`.
-            on_stats: Called with `stats()` about every `stats_seconds`, and at the end of each pass, in the thread
-                that asks for batches; `Stats.as_dict()` suits TensorBoard, Prometheus and the like.
+            on_stats: Called with `stats()` about every `stats_seconds`, and with the last batch of each pass, in the
+                thread that asks for batches, just before the batch is delivered; `Stats.as_dict()` suits TensorBoard,
+                Prometheus and the like.
             stats_seconds: See there.
             progress: Whether to show a bar of tqdm's, on rank 0, in terminals and notebooks.
             torch_arguments: torch's other arguments, accepted or refused as docs/torch_arguments.md says.

@@ -56,6 +56,14 @@ class Pass(Iterator[Any]):
             batch, position = next(self._batches)
             if not self._delivery.is_plain:
                 batch = self._delivery.receive(batch)
+            size = position - self.position
+            samples = (self._rank + 1) * size // self._world_size - self._rank * size // self._world_size
+            is_time = recorder.delivered(samples, self._pipeline.bytes_of(batch, samples))
+            if position == self._last:  # some trainers never ask for more
+                self._close()
+                is_time = True
+            if is_time:
+                recorder.tell(self._pipeline.stats())
         except BaseException as error:
             recorder.waited()
             self._close()
@@ -67,14 +75,9 @@ class Pass(Iterator[Any]):
                     "call loader.load_state_dict(loader.state_dict()), then iter(loader)"
                 )
             raise
-        size, self.position = position - self.position, position
-        samples = (self._rank + 1) * size // self._world_size - self._rank * size // self._world_size
-        is_time = recorder.delivered(samples, self._pipeline.bytes_of(batch, samples))
-        if position == self._last:  # some trainers never ask for more
-            self._close()
-            is_time = True
-        if is_time:
-            recorder.tell(self._pipeline.stats())
+        if is_time and self._why_ended is not None:  # by `on_stats`
+            raise StalePassError(self._why_ended)
+        self.position = position
         schedule.progress.deliver(self.epoch, position, schedule.steps)
         return batch
 

@@ -54,7 +54,7 @@ class Recorder:
         """Begins to count.
 
         Args:
-            on_stats: Called with `Stats` about every `stats_seconds`, and at the end of each pass.
+            on_stats: Called with `Stats` about every `stats_seconds`, and with the last batch of each pass.
             stats_seconds: How often.
             reads_here: Whether batches are read in the consumer's thread, so that what it waits for is its own work.
             cores: The cores that there are for this process; by default those that it may run on.
@@ -149,7 +149,7 @@ class Recorder:
         """Shows stats in the progress bar and gives them to `on_stats`, each where it is time.
 
         Raises:
-            Exception: Whatever `on_stats` raises, with a note.
+            Exception: Whatever `on_stats` raises, with a note; RuntimeError for StopIteration, which ends loops.
         """
         now = perf_counter()
         if self._bar is not None:
@@ -159,6 +159,8 @@ class Recorder:
             self._stats_due = now + self._stats_seconds
             try:
                 self._on_stats(stats)
+            except StopIteration as error:
+                raise RuntimeError("on_stats raised StopIteration") from error
             except Exception as error:
                 error.add_note(f"in on_stats, called after {self._batches} batches")
                 raise

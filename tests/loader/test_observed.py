@@ -1,0 +1,64 @@
+"""What a real loader tells of itself, against counts and clocks of the test's own."""
+
+from typing import Any
+
+import pytest
+
+import headrace as hr
+from headrace.errors import StalePassError
+from tests.loader.stand_ins import delivered, flat, ids_of, numbers
+
+WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+def loader_of(num_workers: int = 0, **options: Any) -> hr.DataLoader:
+    return hr.DataLoader(numbers(20), batch_size=5, num_workers=num_workers, **options)
+
+
+# -- on_stats ---------------------------------------------------------------------------------------------------------
+
+
+@WORKERS
+@pytest.mark.parametrize("at", [2, 4])
+def test_when_on_stats_fails_the_pass_ends_and_its_batch_comes_again_after_a_resume(num_workers, at):
+    def fail(stats):
+        if stats.batches == at:
+            raise RuntimeError("no connection")
+
+    loader = loader_of(num_workers, on_stats=fail, stats_seconds=1e-9)
+    passing, seen = iter(loader), []
+    with pytest.raises(RuntimeError, match="no connection"):
+        seen.extend(ids_of(batch) for batch in passing)
+    for _ in range(2):
+        with pytest.raises(StalePassError, match=r"was ended by RuntimeError; to go on"):
+            next(passing)
+    loader.load_state_dict(loader.state_dict())
+    assert flat(seen) + flat(delivered(loader)) == list(range(20))
+
+
+def test_on_stats_can_not_end_the_loop_unnoticed():
+    loader = loader_of(on_stats=lambda stats: next(iter(())), stats_seconds=1e-9)
+    with pytest.raises(RuntimeError, match="on_stats raised StopIteration"):
+        list(loader)
+
+
+@WORKERS
+def test_what_on_stats_sees_is_before_its_batch_is_delivered_and_it_may_ask_for_anything(num_workers):
+    seen = []
+
+    def ask(stats):
+        loader.report()
+        seen.append((stats.batches, loader.stats().batches, loader.position))
+
+    loader = loader_of(num_workers, on_stats=ask, stats_seconds=1e-9)
+    assert flat(delivered(loader)) == list(range(20))
+    assert seen == [(2, 2, 5), (3, 3, 10), (4, 4, 15)]
+
+
+def test_an_on_stats_that_moves_the_run_ends_the_pass():
+    loader = loader_of(on_stats=lambda stats: loader.seek(epoch=5, step=1), stats_seconds=1e-9)
+    passing = iter(loader)
+    next(passing)
+    with pytest.raises(StalePassError, match=r"ended by seek\(epoch=5, step=1\)"):
+        next(passing)
+    assert (loader.epoch, loader.position) == (5, 5)

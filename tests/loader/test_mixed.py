@@ -1,5 +1,8 @@
 """headrace.DataLoader over columns that are no arrays: ragged rows, texts, byte strings, objects."""
 
+from collections import UserDict
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -93,8 +96,27 @@ def test_what_is_read_ahead_is_measured_with_its_texts_and_rows():
         "text": ["ab", "c"],
         "raw": [b"xyz"],
         "list": [torch.zeros(2), "four", None, 7],
+        "user": UserDict(y=torch.zeros(4)),
+        "arrays": [np.zeros(2), np.zeros(3)],
+        "nothing": [],
     }
-    assert bytes_of(batch) == 12 + (20 + 24) + 3 + 3 + (8 + 4)
+    assert bytes_of(batch) == 12 + (20 + 24) + 3 + 3 + (8 + 4) + 16 + 40
+
+
+def test_many_small_parts_of_a_batch_are_estimated_by_some_of_them():
+    class Seen(dict):
+        count = 0
+
+        def values(self):
+            Seen.count += 1
+            return super().values()
+
+    batch = [[Seen(a="ab", b=torch.zeros(1), c=i) for i in range(50)] for _ in range(1000)]
+    assert bytes_of(batch) == 50_000 * 6
+    assert Seen.count <= 512
+    assert (
+        bytes_of({"text": ["a"] * 50_000 + ["bc"], "arrays": [torch.zeros(2)] * 999 + [np.zeros(1)]}) == 50_002 + 8000
+    )
 
 
 def test_texts_pass_by_delivery_and_tensors_among_them_are_found():
@@ -102,6 +124,15 @@ def test_texts_pass_by_delivery_and_tensors_among_them_are_found():
     assert map_tensors(lambda tensor: tensor * 2, {"text": texts})["text"] is texts
     among = map_tensors(lambda tensor: tensor * 2, ["a", b"b", None, torch.ones(1), {"x": torch.ones(1)}, ("c", 1.5)])
     assert plain(among) == ["a", b"b", None, [2.0], {"x": [2.0]}, ("c", 1.5)]
+
+
+def test_tensors_in_mappings_of_other_classes_are_found():
+    batch = UserDict(x=torch.ones(1), n=3)
+    batch.kept = "kept"
+    moved = map_tensors(lambda tensor: tensor * 2, {"batch": batch})["batch"]
+    assert type(moved) is UserDict
+    assert (moved["x"].item(), moved["n"], moved.kept) == (2, 3, "kept")
+    assert batch["x"].item() == 1
 
 
 def test_ragged_rows_are_delivered_with_their_offsets():

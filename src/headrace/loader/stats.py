@@ -21,7 +21,7 @@ class Stats:
         epoch: The epoch of the last one.
         samples: Samples delivered on this rank.
         batches: Batches delivered.
-        bytes_read: Bytes of these batches.
+        bytes_read: Bytes of the tensors, arrays and texts in these batches; an estimate where a batch is of very many.
         elapsed_seconds: Time within passes: from asking for the first batch of each to its end, or till now.
         wait_seconds: How much of it the consumer waited for batches.
         first_wait_seconds: How much of that for the first batch of a pass.

@@ -15,6 +15,7 @@ import torch
 
 from headrace.loader.channel import Channel
 from headrace.loader.slots import rounded_up
+from headrace.metrics import Meter, metering
 
 LARGE = 100_000  # bytes that travel in a slot
 
@@ -67,6 +68,18 @@ def test_objects_arrive_whole_and_in_order_both_ways(ends):
         assert receiver.receive(10).tolist() == given[5].tolist()
         assert receiver.receive(10).tolist() == [0, 1, 2, 3, 4]
         assert sender.bytes_sent == receiver.bytes_received > 400_000
+
+
+def test_making_and_taking_apart_what_travels_is_counted_as_copying(ends):
+    ours, theirs = ends
+    meter = Meter()
+    with metering(meter):
+        ours.send(large(1))
+    sent = meter.totals().seconds["copy"]
+    with metering(meter):
+        theirs.receive(10)
+    received = meter.totals().seconds
+    assert 0 < sent < received["copy"] == sum(received.values())
 
 
 def test_small_objects_need_no_shared_memory(ends):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 import headrace as hr
 from headrace.errors import StalePassError
@@ -62,3 +63,25 @@ def test_an_on_stats_that_moves_the_run_ends_the_pass():
     with pytest.raises(StalePassError, match=r"ended by seek\(epoch=5, step=1\)"):
         next(passing)
     assert (loader.epoch, loader.position) == (5, 5)
+
+
+# -- worker processes -------------------------------------------------------------------------------------------------
+
+
+class Images(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return {"image": torch.full((256, 256), index, dtype=torch.float32), "label": index}
+
+
+def test_what_worker_processes_do_and_what_travels_is_counted():
+    loader = hr.DataLoader(Images(), batch_size=4, num_workers=2)
+    nbytes = sum(batch["image"].nbytes + batch["label"].nbytes for batch in loader)
+    stats = loader.stats()
+    assert (stats.samples, stats.batches, stats.bytes_read) == (40, 10, nbytes)
+    copied = stats.busy_seconds["copy"]
+    assert copied > 0
+    assert 0 < stats.remote_seconds < stats.busy_seconds["user"] + copied
+    assert stats.busy_seconds["read"] == stats.busy_seconds["decode"] == 0

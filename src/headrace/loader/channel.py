@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from headrace.loader.encoding import Encoded, Pickler, ReplyPickler, decode, encode
 from headrace.loader.slots import LentSlots, SentSlots, Slot
+from headrace.metrics import stage
 
 _INLINE_BYTES = 16384  # up to here, the copies through the socket cost less than a slot's turn
 _READ_BYTES = 1 << 16
@@ -101,6 +102,10 @@ class Channel:
             Exception: It can't be pickled; nothing was sent.
         """
         self._check()
+        with stage("copy"):
+            self._send(obj)
+
+    def _send(self, obj: Any) -> None:
         encoded = encode(obj, pickler=self._pickler)
         with self._sending:
             try:
@@ -218,7 +223,8 @@ class Channel:
             self.close()
             raise
         self.bytes_received += message.nbytes
-        return decode(memory)
+        with stage("copy"):
+            return decode(memory)
 
     def _opened(self, message: _Message, body: bytearray) -> memoryview:
         """Takes notice of what a message says of slots; gives the memory of its object."""

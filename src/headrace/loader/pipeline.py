@@ -227,7 +227,7 @@ class Pipeline:
         # copies are to begin before the consumer asks for them, so a thread of its own takes the batches and sends them
         sent = ReadAhead(
             self._placeholders(position),
-            lambda group: [self.delivery.send(next(ahead)[0]) for _ in group.positions],
+            self._sending(lambda group: (next(ahead)[0] for _ in group.positions)),
             _nothing,
             num_workers=1,
             max_groups=2,

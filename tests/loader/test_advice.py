@@ -167,6 +167,32 @@ def test_copying_and_planning_are_told_apart_from_reading():
     assert "planning the order, in the consumer's thread, is the limit" in report(stats(0.6, plan=45, read=100))
 
 
+def test_copies_out_of_worker_processes_are_told_apart_from_user_code():
+    processes = {"worker_type": "process", "num_threads": 0, "remote_seconds": 190.0}
+    said = report(stats(0.6, user=40, copy=155, **processes))
+    assert "copying batches out of the worker processes is the limit: num_workers 2 -> 5." in said
+    assert "your code in the worker processes is the limit" in report(stats(0.6, user=150, copy=45, **processes))
+    said = report(stats(0.6, user=40, copy=100, **processes | {"remote_seconds": 80.0}))
+    assert "copying between this process and the workers is the limit: copy fewer bytes" in said
+
+
+@pytest.mark.parametrize(
+    "where", [{}, {"worker_type": "process", "remote_seconds": 195.0, "num_threads": 0}], ids=["threads", "processes"]
+)
+def test_user_code_that_waits_may_have_more_workers_than_there_are_cores(where):
+    said = report(stats(0.9, user=195, cpu={"user": 4}, cores=2, process_cpu_seconds=10, **where))
+    assert "computes only 2.1% of its time: it waits for files, a network or the like: num_workers 2 -> 8 lets" in said
+    assert "GIL" not in said
+    # a crowd leaves a thread some of a core, and this one takes next to nothing
+    crowded = report(stats(0.9, user=195, cpu={"user": 4}, cores=2, process_cpu_seconds=10, load=4.5, **where))
+    assert crowded == said
+
+
+def test_user_code_that_computes_little_beside_a_busy_training_loop_may_wait_for_the_gil():
+    said = report(stats(0.9, user=195, cpu={"user": 30}, process_cpu_seconds=110))
+    assert 'or for other Python code to let go of the GIL, and then worker_type="process" helps.' in said
+
+
 def test_batches_that_come_unevenly_ask_for_more_read_ahead():
     said = report(stats(0.1, decode=110))
     assert "yet the threads have time to spare, so batches come unevenly: a larger prefetch_factor=" in said

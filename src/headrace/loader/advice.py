@@ -18,6 +18,8 @@ _LOCKED_TIMES = 1.4
 _COMPUTES = 0.5
 # Threads of others that want to run, for each core: from here on it is them that ours wait for.
 _CROWDED = 0.5
+# Of the share of a core that such a load leaves to a thread; who computes less waits for something else.
+_CROWDED_SHARE = 0.25
 _MOST_TIMES = 4  # of the workers that there are, the most that is suggested at once
 _AGAIN = 2.0  # samples decoded for each that is read, of which one is enough
 _TROUBLED = 0.02  # requests made again
@@ -30,6 +32,7 @@ _NAMES = {
     "user": "your code (transform, collate_fn, a dataset's __getitem__)",
     "copy": "copying batches (to pinned memory or to the device)",
 }
+_AS_PROCESSES = ' (worker_type="process" if it is Python code)'
 _CHEAPER = {
     "read": "read fewer columns, or narrower dtypes",
     "decode": "decode less: fewer columns, smaller images, or samples that are stored decoded",
@@ -84,8 +87,11 @@ def _limit(stats: Stats, share: float) -> str:
         return "planning the order, in the consumer's thread, is the limit: give a larger batch_size="
     if stats.worker_type == "process":
         if stats.remote_seconds >= _FULL * stats.num_workers * _active_seconds(stats):
-            return f"your code in the worker processes is the limit: {_more_workers(stats, share, 'user')}"
-        threads_seconds = _all_seconds(stats) - stats.remote_seconds - plan
+            return _limit_of_processes(stats, share)
+        copied_here = stats.busy_seconds["copy"] - max(0.0, stats.remote_seconds - stats.busy_seconds["user"])
+        if copied_here > 0.5 * stats.wait_seconds:
+            return f"copying between this process and the workers is the limit: {_CHEAPER['copy']}"
+        threads_seconds = sum(_seconds_of_threads(stats).values())
         if stats.num_threads == 0 or threads_seconds < _FULL * stats.num_threads * _active_seconds(stats):
             return _unevenness(stats, "the worker processes")
         return _limit_of_threads(stats, share)
@@ -102,9 +108,24 @@ def _limit_here(stats: Stats, share: float) -> str:
     # what takes `share` of a loop beside the rest keeps so many threads busy while the rest goes on
     needed = max(1, min(2, math.ceil(share / max(1 - share, 1e-9))))
     return (
-        f"everything is done in its own thread, and {what} takes most of that: num_workers 0 -> {needed}, so that it "
-        "goes on during the training step"
+        f"everything is done in its own thread, and {what} takes most of that: num_workers 0 -> {needed}"
+        f"{_AS_PROCESSES if stage == 'user' else ''}, so that it goes on during the training step"
     )
+
+
+def _limit_of_processes(stats: Stats, share: float) -> str:
+    """What limits where the worker processes are busy all the time."""
+    user = stats.busy_seconds["user"]
+    if user < stats.remote_seconds / 2:
+        return f"copying batches out of the worker processes is the limit: {_more_workers(stats, share, 'copy')}"
+    who = "your code in the worker processes"
+    computed = _computed_share(stats, "user")
+    if computed < _COMPUTES and not _is_crowded_out(stats, computed):
+        return (
+            f"{who} is the limit, and computes only {_percent(computed)} of its time: it waits for files, a network or "
+            f"the like: {_workers(stats, share)} lets more of it overlap"
+        )
+    return f"{who} is the limit: {_more_workers(stats, share, 'user')}"
 
 
 def _limit_of_threads(stats: Stats, share: float) -> str:
@@ -129,7 +150,7 @@ def _limit_of_threads(stats: Stats, share: float) -> str:
             "memory_bytes=, or the loader a smaller shuffle_window="
         )
     computed = _computed_share(stats, stage)
-    if computed < _COMPUTES and _is_crowded(stats):
+    if computed < _COMPUTES and _is_crowded_out(stats, computed):
         return (
             f"{_NAMES[stage]} is the limit, and computes only {_percent(computed)} of its time, since other processes "
             f"take the cores (this machine has a load of {stats.load:.1f} a core): more threads would not help"
@@ -140,6 +161,14 @@ def _limit_of_threads(stats: Stats, share: float) -> str:
             "for the disk, or for the training loop's Python code to let go of the GIL: "
             f"{_workers(stats, share)} lets more of it overlap"
         )
+    if stage == "user" and computed < _COMPUTES and _has_cores_left(stats):
+        # while the lock is held, somebody computes
+        may_be_locked = stats.process_cpu_seconds >= _LOCKED_CORES[0] * stats.elapsed_seconds
+        lock = ', or for other Python code to let go of the GIL, and then worker_type="process" helps'
+        return (
+            f"{_NAMES[stage]} is the limit, and computes only {_percent(computed)} of its time: it waits for files, a "
+            f"network or the like: {_workers(stats, share)} lets more of it overlap{lock if may_be_locked else ''}"
+        )
     return f"{_NAMES[stage]} is the limit: {_more_workers(stats, share, stage)}"
 
 
@@ -147,11 +176,7 @@ def _more_workers(stats: Stats, share: float, stage: str) -> str:
     """More workers for a stage that computes, as far as there are cores."""
     wanted = _wanted(stats.num_workers, share)
     possible = min(wanted, stats.cores)
-    process = (
-        ' (worker_type="process" if it is Python code)'
-        if stage == "user" and stats.worker_type == "thread" and stats.cores > 1
-        else ""
-    )
+    process = _AS_PROCESSES if stage == "user" and stats.worker_type == "thread" and stats.cores > 1 else ""
     if possible > stats.num_workers:
         short = f", all the cores that there are; {_CHEAPER[stage]}" if possible < wanted else ""
         return f"num_workers {stats.num_workers} -> {possible}{process}{short}"
@@ -225,13 +250,17 @@ def _all_seconds(stats: Stats) -> float:
 
 def _largest(stats: Stats) -> str:
     """The stage that takes most of the time; "storage" or "turn" where waiting does, but planning never."""
-    seconds = {name: value for name, value in stats.busy_seconds.items() if name != "plan"}
-    seconds |= {"storage": stats.storage_seconds, "turn": stats.turn_seconds}
+    seconds = _seconds_of_threads(stats)
     if seconds["storage"] > 0 and seconds["storage"] >= seconds["turn"]:
         seconds["storage"] += seconds.pop("turn")  # whoever waits for another waits for what that one waits for
-    if stats.worker_type == "process" and stats.num_workers:
-        seconds["user"] = max(0.0, seconds["user"] - stats.remote_seconds)
     return max(seconds, key=lambda name: seconds[name])
+
+
+def _seconds_of_threads(stats: Stats) -> dict[str, float]:
+    """What the threads that read spend, by stage; or, without any, the consumer's."""
+    elsewhere = ("plan", "user", "copy") if stats.worker_type == "process" and stats.num_workers else ("plan",)
+    seconds = {name: value for name, value in stats.busy_seconds.items() if name not in elsewhere}
+    return seconds | {"storage": stats.storage_seconds, "turn": stats.turn_seconds}
 
 
 def _holds_lock(stats: Stats) -> bool:
@@ -253,10 +282,10 @@ def _has_cores_left(stats: Stats) -> bool:
     return stats.process_cpu_seconds < _CORES_TAKEN * stats.cores * stats.elapsed_seconds
 
 
-def _is_crowded(stats: Stats) -> bool:
-    """Whether other processes want the cores too."""
+def _is_crowded_out(stats: Stats, computed: float) -> bool:
+    """Whether other processes want the cores so much that a stage computes only this share of its time."""
     own = (stats.num_threads + 1) / stats.cores
-    return stats.load - own >= _CROWDED
+    return stats.load - own >= _CROWDED and computed * stats.load >= _CROWDED_SHARE
 
 
 def _computed_share(stats: Stats, stage: str) -> float:

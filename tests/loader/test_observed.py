@@ -85,3 +85,30 @@ def test_what_worker_processes_do_and_what_travels_is_counted():
     assert copied > 0
     assert 0 < stats.remote_seconds < stats.busy_seconds["user"] + copied
     assert stats.busy_seconds["read"] == stats.busy_seconds["decode"] == 0
+
+
+# -- counts -----------------------------------------------------------------------------------------------------------
+
+
+@WORKERS
+@pytest.mark.parametrize("last", [{}, {"drop_last": True}, {"pad_last": True}], ids=str)
+@pytest.mark.parametrize("rank", range(3))
+def test_samples_batches_and_bytes_are_those_that_were_delivered(num_workers, last, rank):
+    loader = hr.DataLoader(
+        numbers(104), global_batch_size=20, num_workers=num_workers, rank=rank, world_size=3, shuffle=True, **last
+    )
+    batches = [batch for _ in range(2) for batch in loader]
+    next(iter(loader))  # left after its first batch
+    batches.append(batches[0])
+    stats = loader.stats()
+    assert (stats.passes, stats.epoch, stats.batches) == (3, 2, len(batches))
+    assert stats.samples == sum(len(batch["x"]) for batch in batches)
+    assert stats.bytes_read == sum(column.nbytes for batch in batches for column in batch.values())
+
+
+@WORKERS
+def test_bytes_of_samples_that_were_skipped_do_not_count(num_workers):
+    loader = hr.DataLoader(numbers(20, bad=[3, 7, 8]), batch_size=5, num_workers=num_workers, on_error="skip")
+    assert sum(map(len, delivered(loader))) == 17
+    stats = loader.stats()
+    assert (stats.samples, stats.skipped, stats.bytes_read) == (20, 3, 17 * 8)

@@ -34,8 +34,7 @@ class Pass(Iterator[Any]):
         """
         self._schedule, self._pipeline, self._birth = pipeline.schedule, pipeline, birth
         self._recorder, self._delivery = pipeline.recorder, pipeline.delivery
-        steps = self._schedule.steps
-        self._rank, self._world_size = steps.rank, steps.world_size
+        self._steps = steps = self._schedule.steps
         self.epoch, self.position = self._schedule.begin()
         self._last = steps.advanced(self.position, steps.remaining(self.position))
         self._why_ended: str | None = None
@@ -50,14 +49,13 @@ class Pass(Iterator[Any]):
             raise StalePassError(self._why_ended)
         if not self._birth.is_here:
             self._birth.check()
-        recorder, schedule = self._recorder, self._schedule
+        recorder, schedule, steps = self._recorder, self._schedule, self._steps
         recorder.asked()
         try:
             batch, position = next(self._batches)
             if not self._delivery.is_plain:
                 batch = self._delivery.receive(batch)
-            size = position - self.position
-            samples = (self._rank + 1) * size // self._world_size - self._rank * size // self._world_size
+            samples = steps.share_rows(position - self.position)
             is_time = recorder.delivered(samples, self._pipeline.bytes_of(batch, samples))
             if position == self._last:  # some trainers never ask for more
                 self._close()
@@ -78,7 +76,7 @@ class Pass(Iterator[Any]):
         if is_time and self._why_ended is not None:  # by `on_stats`
             raise StalePassError(self._why_ended)
         self.position = position
-        schedule.progress.deliver(self.epoch, position, schedule.steps)
+        schedule.progress.deliver(self.epoch, position, steps)
         return batch
 
     def end(self, why: str) -> None:

@@ -126,7 +126,7 @@ class Pipeline:
         is_fixed = all(column.is_fixed for column in source.schema.values())
         # of a sample in a batch, where that is known without a look
         self._sample_bytes: int | None = None
-        if is_fixed and not code.is_by_sample and not code.changes_batches:
+        if is_fixed and not (code.is_by_sample or code.changes_batches or steps.pad_last or skipped is not None):
             self._sample_bytes = self._batch_bytes // self._rows
         self._ahead_now: Callable[[], ReadAhead | ProcessAhead | None] = lambda: None
         pool, at_once = None, self._grouping.gathered_steps

@@ -19,7 +19,7 @@ class Stats:
     Attributes:
         passes: Passes that were begun.
         epoch: The epoch of the last one.
-        samples: Samples delivered on this rank.
+        samples: Samples delivered on this rank, counting those that were skipped and those that `pad_last` repeats.
         batches: Batches delivered.
         bytes_read: Bytes of the tensors, arrays and texts in these batches; an estimate where a batch is of very many.
         elapsed_seconds: Time within passes: from asking for the first batch of each to its end, or till now.

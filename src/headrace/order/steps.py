@@ -133,6 +133,11 @@ class Steps:
             return Share(sequence, bounds, None)
         return Share(sequence % self.samples, bounds, sequence < self.samples)
 
+    def share_rows(self, size: int) -> int:
+        """The rows of this rank's part of a step of so many samples, with those that fill it up."""
+        size = self.global_batch_size if self.pad_last else size
+        return self._end(size) - self._start(size)
+
     def _start(self, size: int) -> int:
         return self.rank * size // self.world_size
 

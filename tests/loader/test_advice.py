@@ -209,6 +209,15 @@ def test_a_start_that_is_all_the_waiting_is_said_to_be_that():
     assert "0.6% once a pass has begun: starting is all that it waits for" in said
 
 
+def test_worker_processes_that_start_for_each_pass_should_stay():
+    once = "With persistent_workers=True, worker processes start once, not for each pass."
+    processes = {"worker_type": "process", "num_threads": 0, "user": 60, "remote_seconds": 60.0}
+    assert report(stats(0.21, first=20.5, **processes)).endswith(once)
+    assert report(stats(0.5, first=20.5, **processes | {"user": 150, "remote_seconds": 150.0})).endswith(once)
+    assert once not in report(stats(0.21, first=20.5, persistent_workers=True, **processes))
+    assert once not in report(stats(0.21, first=20.5, decode=60))
+
+
 def test_a_start_counts_neither_for_the_share_nor_for_how_busy_the_workers_are():
     # in 60 s after the start 2 threads did 114 s of work, and half of it was waited for
     said = report(stats(0.7, first=40, decode=114))

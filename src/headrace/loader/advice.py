@@ -74,8 +74,10 @@ def _sentences(stats: Stats) -> Iterator[str]:
             f"{head}, and {_percent(steady)} once a pass has begun: starting is all that it waits for. The loader "
             "keeps up after that: longer passes make the start count for less."
         )
-        return
-    yield f"{head}; {_limit(stats, steady)}."
+    else:
+        yield f"{head}; {_limit(stats, steady)}."
+    if says_start and stats.worker_type == "process" and not stats.persistent_workers:
+        yield "With persistent_workers=True, worker processes start once, not for each pass."
 
 
 def _limit(stats: Stats, share: float) -> str:

@@ -306,6 +306,7 @@ class Pipeline:
             memory_bytes=waiting_bytes,
             num_workers=workers.count,
             worker_type="process" if workers.are_processes else "thread",
+            persistent_workers=workers.persistent,
             num_threads=0 if isinstance(self.source, DatasetSource) and workers.are_processes else workers.count,
             groups_ready=ready,
             groups_in_flight=in_flight,

@@ -34,6 +34,7 @@ class Stats:
         process_cpu_seconds: CPU time of this process within passes, that of the training loop too.
         num_workers: The loader's threads or processes.
         worker_type: "thread" or "process".
+        persistent_workers: Whether worker processes outlive a pass.
         num_threads: The threads that read, in this process.
         cores: The cores that there are for this process.
         load: The threads of the whole machine that ran or wanted to, on average over the last minute, for each of its
@@ -63,6 +64,7 @@ class Stats:
     process_cpu_seconds: float = 0.0
     num_workers: int = 0
     worker_type: str = "thread"
+    persistent_workers: bool = False
     num_threads: int = 0
     cores: int = 1
     load: float = 0.0

@@ -1,6 +1,7 @@
 """DataLoader: what is delivered, compared with plain lists, and what is refused."""
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, TensorDataset
 
 import headrace as hr
-from headrace.errors import ArgumentError, ResumeError
+from headrace.errors import ArgumentError, ResumeError, StalePassError
 from tests.loader.stand_ins import delivered, flat, ids_of, numbers, over_ranks, plain_steps, together
 from tests.order.strategies import examples
 
@@ -336,3 +337,37 @@ def test_the_constructor_reads_nothing():
     loader.load_state_dict(loader.state_dict())
     iter(loader)
     assert dataset.source.reads == 0
+
+
+# -- what a loader says of itself, and its end ------------------------------------------------------------------------
+
+
+def test_a_loader_tells_its_share_and_where_it_stands():
+    loader = hr.DataLoader(numbers(100), global_batch_size=10, shuffle=True, seed=3, rank=1, world_size=3)
+    assert (loader.batch_size, loader.global_batch_size, loader.rank, loader.world_size) == (4, 10, 1, 3)
+    assert (loader.num_workers, len(loader)) == (0, 10)
+    next(iter(loader))
+    assert repr(loader) == (
+        "DataLoader(100 samples, batch_size=4, rank 1 of 3, shuffle='global', seed=3, num_workers=0; epoch 0, "
+        "position 10)"
+    )
+    assert "num_workers=2 (thread);" in repr(hr.DataLoader(numbers(100), batch_size=10, num_workers=2))
+
+
+def test_trainers_find_nothing_by_which_they_would_make_a_loader_of_their_own():
+    loader = hr.DataLoader(numbers(100))
+    for name in ("sampler", "batch_sampler", "worker_init_fn", "_iterator"):
+        assert not hasattr(loader, name)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_closed_loader_has_ended_its_pass_and_may_begin_another(num_workers):
+    with hr.DataLoader(numbers(100), batch_size=10, num_workers=num_workers) as loader:
+        passing = iter(loader)
+        next(passing)
+    assert not any(thread.name.startswith("headrace") for thread in threading.enumerate())
+    with pytest.raises(StalePassError, match=r"at position 10 of epoch 0, was ended by close\(\); call iter"):
+        next(passing)
+    loader.close()
+    assert loader.epoch == 0
+    assert flat(delivered(loader)) == list(range(100))

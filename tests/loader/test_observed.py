@@ -1,5 +1,6 @@
 """What a real loader tells of itself, against counts and clocks of the test's own."""
 
+import os
 from typing import Any
 
 import pytest
@@ -73,18 +74,23 @@ class Images(torch.utils.data.Dataset[Any]):
         return 40
 
     def __getitem__(self, index: int) -> Any:
-        return {"image": torch.full((256, 256), index, dtype=torch.float32), "label": index}
+        return {"image": torch.full((256, 256), index, dtype=torch.float32), "label": os.getpid()}
 
 
 def test_what_worker_processes_do_and_what_travels_is_counted():
-    loader = hr.DataLoader(Images(), batch_size=4, num_workers=2)
-    nbytes = sum(batch["image"].nbytes + batch["label"].nbytes for batch in loader)
+    loader = hr.DataLoader(Images(), batch_size=4, num_workers=2, persistent_workers=True)
+    batches = list(loader)
+    nbytes = sum(batch["image"].nbytes + batch["label"].nbytes for batch in batches)
     stats = loader.stats()
     assert (stats.samples, stats.batches, stats.bytes_read) == (40, 10, nbytes)
     copied = stats.busy_seconds["copy"]
     assert copied > 0
     assert 0 < stats.remote_seconds < stats.busy_seconds["user"] + copied
     assert stats.busy_seconds["read"] == stats.busy_seconds["decode"] == 0
+    loader.close()
+    for pid in {pid for batch in batches for pid in batch["label"].tolist()}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------

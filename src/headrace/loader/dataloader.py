@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -157,7 +157,6 @@ class DataLoader:
             timeout=timeout,
             is_foreign=isinstance(source, DatasetSource),
         )
-        self.num_workers = workers.count
         self._schedule = Schedule(
             source,
             batch_size=batch_size,
@@ -198,6 +197,21 @@ class DataLoader:
         self._birth = Birth()
         self._live: weakref.ref[Pass] | None = None
 
+    def __repr__(self) -> str:
+        order, workers = self._schedule.order, self._pipeline.workers
+        who = f" ({workers.type})" if workers.count else ""
+        return (
+            f"DataLoader({order.samples} samples, batch_size={self.batch_size}, rank {self.rank} of {self.world_size}, "
+            f"shuffle={order.layout.shuffle!r}, seed={order.seed}, num_workers={workers.count}{who}; "
+            f"epoch {self.epoch}, position {self.position})"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __len__(self) -> int:
         """Batches of a full epoch, the same on every rank."""
         return len(self._schedule.steps)
@@ -221,6 +235,39 @@ class DataLoader:
         live = None if self._live is None else self._live()
         if live is not None:
             live.end(f"this pass, at position {live.position} of epoch {live.epoch}, was ended by {by}")
+
+    def close(self) -> None:
+        """Ends the live pass, its threads and all worker processes; a further pass starts them anew.
+
+        They end by themselves, too, when the loader is dropped. `with DataLoader(...) as loader:` closes it.
+        """
+        self._end_pass("close(); call iter(loader) for a new one")
+        self._pipeline.close()
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch on this rank, at most."""
+        return self._pipeline.rows
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step over all ranks."""
+        return self._schedule.steps.global_batch_size
+
+    @property
+    def rank(self) -> int:
+        """The rank whose share of each step is delivered."""
+        return self._schedule.steps.rank
+
+    @property
+    def world_size(self) -> int:
+        """The ranks that share each step."""
+        return self._schedule.steps.world_size
+
+    @property
+    def num_workers(self) -> int:
+        """Threads, or processes, that work ahead."""
+        return self._pipeline.workers.count
 
     @property
     def epoch(self) -> int:

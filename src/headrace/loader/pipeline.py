@@ -74,6 +74,8 @@ class Pipeline:
         schedule: Which of them come when, and where the run stands.
         delivery: Where batches are wanted.
         recorder: Is told what takes how long.
+        workers: Who reads ahead and runs the user's functions.
+        rows: The most rows of a batch.
     """
 
     def __init__(
@@ -111,10 +113,10 @@ class Pipeline:
         self._seeding = Seeding() if workers.seeds else None
         if self._seeding is not None and workers.count == 0:
             code = code.seeded(self._seeding)
-        self._code, self._workers, self._skipped, self._dataset = code, workers, skipped, dataset
+        self._code, self.workers, self._skipped, self._dataset = code, workers, skipped, dataset
         steps = schedule.steps
-        self._rows = -(-steps.global_batch_size // steps.world_size)
-        self._batch_bytes = self._rows * sum(column.sample_bytes for column in source.schema.values())
+        self.rows = -(-steps.global_batch_size // steps.world_size)
+        self._batch_bytes = self.rows * sum(column.sample_bytes for column in source.schema.values())
         self._grouping = resolve_grouping(
             source.schema,
             batch_bytes=self._batch_bytes,
@@ -127,30 +129,30 @@ class Pipeline:
         # of a sample in a batch, where that is known without a look
         self._sample_bytes: int | None = None
         if is_fixed and not (code.is_by_sample or code.changes_batches or steps.pad_last or skipped is not None):
-            self._sample_bytes = self._batch_bytes // self._rows
+            self._sample_bytes = self._batch_bytes // self.rows
         self._ahead_now: Callable[[], ReadAhead | ProcessAhead | None] = lambda: None
         pool, at_once = None, self._grouping.gathered_steps
         if not code.is_by_sample:
             # page-locked memory only where nobody but the loader sees batches before they are delivered
             goes_straight = not code.changes_batches and not workers.are_processes
             lender = delivery.pool if goes_straight else Pool
-            pool = lender(source.schema, self._rows * at_once, idle=self._grouping.idle)
+            pool = lender(source.schema, self.rows * at_once, idle=self._grouping.idle)
         self._reader = BatchReader(SampleReader(source, skipped), code, pool=pool, steps_at_once=at_once)
         self._processes: Processes | None = None
 
     def bring(self, epoch: int, position: int) -> Brought:
         """The batches of an epoch from a position on."""
         source = self.schedule.source_of(epoch)
-        group_rows = self._rows * self._grouping.steps
+        group_rows = self.rows * self._grouping.steps
         groups = announced(
             source,
             plan_groups(self.schedule, epoch, position, self._grouping.steps),
             group_samples=group_rows,
-            ahead=max(1, self._workers.count, -(-_ANNOUNCED_SAMPLES // group_rows)),
-            least=max(2, self._workers.count),
+            ahead=max(1, self.workers.count, -(-_ANNOUNCED_SAMPLES // group_rows)),
+            least=max(2, self.workers.count),
         )
         groups = timed("plan", groups)
-        if self._workers.are_processes:
+        if self.workers.are_processes:
             brought = self._in_processes(source, groups, epoch, position)
         else:
             brought = self._in_threads(source, groups, epoch)
@@ -165,10 +167,10 @@ class Pipeline:
         if self._seeding is not None and isinstance(source, DatasetSource):
             source = self._seeding.seeded(source, seed, epoch)
         read = functools.partial(self._reader.over(source).read, seed, epoch)
-        if self._workers.count:
+        if self.workers.count:
             ahead = self._ahead(source, groups, self._sending(_reading(read)))
             return Brought(ahead, _ends_of(ahead, source))
-        batches = _read_here(groups, self._sending(read), _announcing(source), seeds=self._workers.seeds)
+        batches = _read_here(groups, self._sending(read), _announcing(source), seeds=self.workers.seeds)
         return Brought(batches, _ends_of(batches, source))
 
     def _ahead(self, source: Source, groups: Iterator[Announced], read: Callable[[Group], Iterator[Any]]) -> ReadAhead:
@@ -178,11 +180,11 @@ class Pipeline:
             read,
             _announcing(source),
             in_order=source.read_ahead_bytes > 0,
-            num_workers=self._workers.count,
+            num_workers=self.workers.count,
             max_groups=self._grouping.most,
             max_bytes=self._grouping.most_bytes,
             step_bytes=self._measure,
-            timeout=self._workers.timeout_seconds,
+            timeout=self.workers.timeout_seconds,
             within=self._within_a_thread,
         )
 
@@ -215,12 +217,12 @@ class Pipeline:
             max_groups=self._grouping.most,
             max_bytes=self._grouping.most_bytes,
             step_bytes=self._measure,
-            timeout=self._workers.timeout_seconds,
+            timeout=self.workers.timeout_seconds,
             notes=self._note,
             recorder=self.recorder.add_remote,
         )
         ends.insert(0, ahead.close)
-        if not self._workers.persistent:
+        if not self.workers.persistent:
             ends.insert(0, processes.close)
         if self.delivery.is_plain:
             return Brought(ahead, tuple(ends))
@@ -239,7 +241,7 @@ class Pipeline:
 
     def _start_processes(self) -> Processes:
         """Worker processes, which start when their first job comes; persistent ones end with this pipeline."""
-        workers = self._workers
+        workers = self.workers
         skips = self._skipped is not None
         work: Work
         if isinstance(self.source, DatasetSource):
@@ -258,6 +260,11 @@ class Pipeline:
             self._processes = processes
             weakref.finalize(self, processes.close)
         return processes
+
+    def close(self) -> None:
+        """Ends worker processes that outlived their pass; the next one starts them again."""
+        if self._processes is not None:
+            self._processes.close()
 
     def _note(self, notes: list[tuple[int, str, str]]) -> None:
         """Counts samples that a worker process has skipped."""
@@ -299,7 +306,7 @@ class Pipeline:
 
     def stats(self) -> Stats:
         """What was done so far, in all passes."""
-        ahead, workers = self._ahead_now(), self._workers
+        ahead, workers = self._ahead_now(), self.workers
         ready, in_flight, waiting_bytes = (0, 0, 0) if ahead is None else ahead.depth()
         return self.recorder.snapshot(
             counts=self.source.counts(),

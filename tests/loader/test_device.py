@@ -146,7 +146,7 @@ def test_memory_that_is_copied_from_is_bounded_and_used_again(num_workers):
     before = torch.accelerator.memory_allocated() if hasattr(torch.accelerator, "memory_allocated") else 0
     for _ in range(3):
         assert flat(batch["x"][:, 4999].tolist() for batch in loader) == list(range(4000))
-        assert loader._delivery.under_way_bytes <= 64 << 20
+        assert loader._pipeline.delivery.under_way_bytes <= 64 << 20
     if before:
         assert torch.accelerator.memory_allocated() <= before + (8 << 20)
 
@@ -294,6 +294,22 @@ def test_a_pass_that_is_left_with_copies_under_way_spoils_none_of_the_next(late,
         kept += [batch for batch, _ in zip(loader, range(3), strict=False)]
     late.catch_up()
     assert flat(delivered(kept)) == 5 * list(range(30))
+
+
+def test_what_worker_processes_make_is_sent_ahead_of_the_consumer_and_all_of_it_is_told(late):
+    loader = hr.DataLoader(
+        numbers(70, width=4), batch_size=10, num_workers=1, worker_type="process", transform=dict, device="cuda"
+    )
+    passing = iter(loader)
+    batches = [next(passing)]
+    stats = loader.stats()
+    assert stats.groups_ready + stats.groups_in_flight <= stats.groups_capacity == 3
+    assert stats.memory_bytes >= loader._pipeline.delivery.under_way_bytes > 0
+    batches += passing
+    late.catch_up()
+    assert flat(delivered(batches)) == list(range(70))
+    stats = loader.stats()
+    assert stats.busy_seconds["copy"] > max(0, stats.remote_seconds - stats.busy_seconds["user"])
 
 
 def test_memory_that_is_copied_from_is_kept_up_to_a_bound_beyond_which_the_oldest_copy_is_waited_for(late):

@@ -130,7 +130,7 @@ class Pipeline:
         self._sample_bytes: int | None = None
         if is_fixed and not (code.is_by_sample or code.changes_batches or steps.pad_last or skipped is not None):
             self._sample_bytes = self._batch_bytes // self.rows
-        self._ahead_now: Callable[[], ReadAhead | ProcessAhead | None] = lambda: None
+        self._queues: list[weakref.ref[ReadAhead | ProcessAhead]] = []  # of the last pass; the first brings its batches
         pool, at_once = None, self._grouping.gathered_steps
         if not code.is_by_sample:
             # page-locked memory only where nobody but the loader sees batches before they are delivered
@@ -152,13 +152,10 @@ class Pipeline:
             least=max(2, self.workers.count),
         )
         groups = timed("plan", groups)
+        self._queues.clear()
         if self.workers.are_processes:
-            brought = self._in_processes(source, groups, epoch, position)
-        else:
-            brought = self._in_threads(source, groups, epoch)
-        if isinstance(brought.batches, ReadAhead | ProcessAhead):
-            self._ahead_now = weakref.ref(brought.batches)
-        return brought
+            return self._in_processes(source, groups, epoch, position)
+        return self._in_threads(source, groups, epoch)
 
     # -- in the caller's thread, or in threads ------------------------------------------------------------------------
 
@@ -175,7 +172,7 @@ class Pipeline:
 
     def _ahead(self, source: Source, groups: Iterator[Announced], read: Callable[[Group], Iterator[Any]]) -> ReadAhead:
         """What threads read of some groups."""
-        return ReadAhead(
+        ahead = ReadAhead(
             groups,
             read,
             _announcing(source),
@@ -187,6 +184,8 @@ class Pipeline:
             timeout=self.workers.timeout_seconds,
             within=self._within_a_thread,
         )
+        self._queues.append(weakref.ref(ahead))
+        return ahead
 
     @contextlib.contextmanager
     def _within_a_thread(self) -> Iterator[None]:
@@ -221,6 +220,7 @@ class Pipeline:
             notes=self._note,
             recorder=self.recorder.add_remote,
         )
+        self._queues.insert(0, weakref.ref(ahead))
         ends.insert(0, ahead.close)
         if not self.workers.persistent:
             ends.insert(0, processes.close)
@@ -237,6 +237,7 @@ class Pipeline:
             step_bytes=self._measure,
             within=self._within_a_thread,
         )
+        self._queues.append(weakref.ref(sent))
         return Brought(sent, (*ends, sent.close))
 
     def _start_processes(self) -> Processes:
@@ -306,17 +307,18 @@ class Pipeline:
 
     def stats(self) -> Stats:
         """What was done so far, in all passes."""
-        ahead, workers = self._ahead_now(), self.workers
-        ready, in_flight, waiting_bytes = (0, 0, 0) if ahead is None else ahead.depth()
+        workers = self.workers
+        queues = [queue() for queue in self._queues]
+        depths = [(0, 0, 0) if queue is None else queue.depth() for queue in queues] or [(0, 0, 0)]
         return self.recorder.snapshot(
             counts=self.source.counts(),
-            memory_bytes=waiting_bytes,
+            memory_bytes=sum(depth[2] for depth in depths) + self.delivery.under_way_bytes,
             num_workers=workers.count,
             worker_type="process" if workers.are_processes else "thread",
             persistent_workers=workers.persistent,
             num_threads=0 if isinstance(self.source, DatasetSource) and workers.are_processes else workers.count,
-            groups_ready=ready,
-            groups_in_flight=in_flight,
+            groups_ready=depths[0][0],
+            groups_in_flight=depths[0][1],
             groups_capacity=self._grouping.most if workers.count else 0,
             skipped=0 if self._skipped is None else self._skipped.count,
         )

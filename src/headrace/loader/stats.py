@@ -43,7 +43,7 @@ class Stats:
         groups_in_flight: Groups that are being read, or wait to be.
         groups_capacity: The most groups of both kinds.
         skipped: Samples that were left out because of an error.
-        memory_bytes: Memory that batches read ahead and what was kept of files take.
+        memory_bytes: Memory that batches read ahead, what was kept of files, and copies to a device under way take.
         counts: What the source counted since the first pass began; see `Source.counts`.
         recent: The same over the last 10 s or so of passes, as far as it is counted in time; None before that.
     """

@@ -166,6 +166,8 @@ class LateAccelerator:
         return there
 
     def record(self, tensor: torch.Tensor, stream: LateStream) -> None:
+        if tensor.layout != torch.strided:
+            raise NotImplementedError(f"torch has no record_stream of tensors of layout {tensor.layout}")
         self.note(f"{stream.name} uses the memory")
 
 

@@ -312,6 +312,16 @@ def test_what_worker_processes_make_is_sent_ahead_of_the_consumer_and_all_of_it_
     assert stats.busy_seconds["copy"] > max(0, stats.remote_seconds - stats.busy_seconds["user"])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("to_sparse", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_sparse_tensors_are_recorded_on_the_consumer_s_stream_by_their_parts(late, to_sparse):
+    delivery = Delivery(pin_memory=False, device="cuda")
+    got = delivery.receive(delivery.send(getattr(torch.eye(3), to_sparse)()))
+    assert torch.equal(got.to_dense(), torch.eye(3))
+    parts = 2 if to_sparse == "to_sparse" else 3
+    assert late.calls[-parts:] == ["the consumer's stream uses the memory"] * parts
+
+
 def test_memory_that_is_copied_from_is_kept_up_to_a_bound_beyond_which_the_oldest_copy_is_waited_for(late):
     delivery = Delivery(pin_memory=False, device="cuda", under_way_bytes=40)
     sent = []

@@ -152,9 +152,25 @@ class Delivery:
             return sent
         stream = torch.accelerator.current_stream(self._device)
         stream.wait_event(sent.copied)
+
         # the memory belongs to the copies' stream, which must not use it again before the consumer's is done with it
-        map_tensors(lambda tensor: tensor.record_stream(stream), sent.batch)
+        def record(tensor: torch.Tensor) -> None:
+            for part in _parts_of(tensor):
+                part.record_stream(stream)
+
+        map_tensors(record, sent.batch)
         return sent.batch
+
+
+def _parts_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The plain tensors that a tensor consists of: `record_stream` knows of no sparse ones."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()  # noqa: SLF001 (`indices` takes none that has the same index twice)
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)
 
 
 def _checked_device(device: torch.device | str | int, accelerator: torch.device | None) -> torch.device:

@@ -293,6 +293,7 @@ class Endless(IterableDataset):
             "prefetch_factor: expected 1 or more, with 1 or more workers, got 2 and num_w",
         ),
         ({"prefetch_factor": 0, "num_workers": 1}, "prefetch_factor: expected 1 or more, .* got 0"),
+        ({"prefetch_bytes": None}, "prefetch_bytes: expected a number of bytes, 1 or more, got None"),
         ({"prefetch_bytes": 0}, "prefetch_bytes: expected a number of bytes, 1 or more, got 0"),
         ({"on_error": "ignore"}, 'on_error: expected "raise" or "skip", got \'ignore\''),
         ({"max_errors": -1}, "max_errors: expected a number of samples, 0 or more, got -1"),

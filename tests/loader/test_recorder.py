@@ -240,6 +240,7 @@ def test_an_error_in_on_stats_comes_through_and_says_where_it_was(clock):
     [
         ({"on_stats": 3}, "on_stats: expected a function"),
         ({"stats_seconds": 0}, "stats_seconds: expected more than 0 seconds, got 0"),
+        ({"stats_seconds": None}, "stats_seconds: expected more than 0 seconds, got None"),
         ({"stats_seconds": float("nan")}, "stats_seconds: expected more than 0"),
     ],
 )

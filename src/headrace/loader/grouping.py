@@ -70,8 +70,8 @@ def resolve_grouping(
             f"prefetch_factor: expected 1 or more, with 1 or more workers, got {prefetch_factor} and "
             f"num_workers={workers.count}"
         )
-    if prefetch_bytes < 1:
-        raise ArgumentError(f"prefetch_bytes: expected a number of bytes, 1 or more, got {prefetch_bytes}")
+    if not isinstance(prefetch_bytes, int | np.integer) or prefetch_bytes < 1:
+        raise ArgumentError(f"prefetch_bytes: expected a number of bytes, 1 or more, got {prefetch_bytes!r}")
     batch_bytes = max(batch_bytes, 1)
     steps = 1 if is_by_sample else min(_GROUP_STEPS, min(_GROUP_BYTES, prefetch_bytes) // batch_bytes) or 1
     if workers.count == 0:

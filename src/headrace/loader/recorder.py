@@ -64,7 +64,7 @@ class Recorder:
         """
         if on_stats is not None and not callable(on_stats):
             raise ArgumentError(f"on_stats: expected a function of (stats), got {on_stats!r}")
-        if not stats_seconds > 0:
+        if not isinstance(stats_seconds, int | float) or not stats_seconds > 0:
             raise ArgumentError(f"stats_seconds: expected more than 0 seconds, got {stats_seconds!r}")
         self.meter = Meter()
         self._on_stats, self._stats_seconds, self._reads_here = on_stats, stats_seconds, reads_here

@@ -101,6 +101,7 @@ def test_what_is_read_ahead_is_measured_with_its_texts_and_rows():
         "nothing": [],
     }
     assert bytes_of(batch) == 12 + (20 + 24) + 3 + 3 + (8 + 4) + 16 + 40
+    assert bytes_of([torch.eye(2).to_sparse(), torch.zeros(2)]) == (2 * 4 + 2 * 16) + 8
 
 
 def test_many_small_parts_of_a_batch_are_estimated_by_some_of_them():

@@ -51,7 +51,7 @@ def bytes_of(tree: Any, looks: int = _LOOKS) -> int:
     if kind in _ATOMS:
         return len(tree) if kind in _TEXTS else 0
     if isinstance(tree, (torch.Tensor, np.ndarray)):
-        return tree.nbytes
+        return _array_bytes(tree)
     if isinstance(tree, Ragged):
         return tree.values.nbytes + tree.offsets.nbytes
     if isinstance(tree, (dict, MutableMapping)):
@@ -64,6 +64,12 @@ def bytes_of(tree: Any, looks: int = _LOOKS) -> int:
     if kinds <= _TEXTS and _TEXTS.issuperset(map(type, tree)):
         return sum(map(len, tree))
     if kinds <= _ARRAYS and _ARRAYS.issuperset(map(type, tree)):
-        return sum(array.nbytes for array in tree)
+        return sum(map(_array_bytes, tree))
     each = max(1, looks // len(some))
     return sum(bytes_of(part, each) for part in some) * len(tree) // len(some)
+
+
+def _array_bytes(array: Any) -> int:
+    if isinstance(array, torch.Tensor) and array.layout is torch.sparse_coo:  # of which torch doesn't tell
+        return _array_bytes(array._values()) + _array_bytes(array._indices())  # noqa: SLF001 (others want it coalesced)
+    return int(array.nbytes)

@@ -106,6 +106,14 @@ def test_a_worker_has_the_paths_folder_environment_and_arguments_of_the_loader_s
     }
 
 
+def test_what_is_no_text_among_the_paths_is_passed_over_as_imports_do(monkeypatch):
+    paths = list(sys.path)
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *paths])
+    processes = Processes(1, Doing())
+    assert done_by(processes, lambda: sys.path) == [paths]
+    processes.close()
+
+
 def test_a_worker_reads_nothing_from_the_terminal_and_gets_none_of_its_signals(shared):
     group = done_by(shared, lambda: (sys.stdin.read(), os.getpgid(0)))[0]
     assert group[0] == ""

@@ -201,7 +201,11 @@ class WorkerProcess:
 
 def _start(fds: tuple[int, ...], worker: int, num_workers: int) -> "subprocess.Popen[bytes]":
     code = _CODE.format(
-        path=sys.path, fds=", ".join(map(str, fds)), worker=worker, num_workers=num_workers, parent=os.getpid()
+        path=[entry for entry in sys.path if isinstance(entry, str)],  # a `Path` may be among them; imports ignore it
+        fds=", ".join(map(str, fds)),
+        worker=worker,
+        num_workers=num_workers,
+        parent=os.getpid(),
     )
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 (multiprocessing's)
     return subprocess.Popen(  # noqa: S603 (this interpreter)

@@ -19,7 +19,6 @@ from torch.utils.data import default_collate, get_worker_info
 
 from headrace.loader.processes import Processes
 from headrace.loader.seeding import worker_seed
-from headrace.loader.worker_info import Collating
 from tests.loader import works
 from tests.loader.stand_ins import WAITING_SECONDS
 from tests.loader.works import Doing, ahead_of, constant, done_by, in_hand, jobs_of, wait_until
@@ -88,12 +87,11 @@ def test_a_worker_is_a_worker_in_torch_s_eyes_and_has_been_initialised_by_the_us
 
 
 def test_torch_s_collation_in_a_worker_takes_no_shared_memory_of_its_own(shared):
-    def collated() -> tuple[bool, bool]:
-        with Collating():
-            batch = default_collate([torch.ones(2)] * 3)
-        return batch.is_shared(), get_worker_info() is None
+    def collated() -> tuple[bool, bool, bool]:
+        batch = default_collate([{"a": torch.ones(2), "b": np.ones(2)}] * 3)
+        return batch["a"].is_shared(), batch["b"].is_shared(), get_worker_info() is None
 
-    assert done_by(shared, collated) == [(False, False)]
+    assert done_by(shared, collated) == [(False, False, False)]
 
 
 def test_a_worker_has_the_paths_folder_environment_and_arguments_of_the_loader_s_process(shared):

@@ -129,6 +129,11 @@ def test_functions_made_on_the_spot_work_and_whole_batches_go_there_and_back():
     assert torch.equal(torch.cat([batch["y"] for batch in seen])[:60], torch.arange(240.0).view(60, 4) + 5)
 
 
+def test_a_collate_fn_may_ask_which_worker_it_runs_in():
+    loader = hr.DataLoader(rows(), batch_size=10, collate_fn=lambda samples: get_worker_info().id, **PROCESSES)
+    assert set(loader) == {0, 1}
+
+
 def test_generators_are_seeded_for_transforms_too_and_a_resume_goes_on_with_the_same_numbers():
     options: dict[str, Any] = {"batch_size": 4, "shuffle": True, "transform": noisy}
     alone = values(hr.DataLoader(rows(40), seed_samples=True, **options), "id", "noise")

@@ -21,7 +21,6 @@ from headrace.errors import ArgumentError
 from headrace.formats import Array, Column, Ids
 from headrace.loader.randomness import BatchRandom, sample_rng
 from headrace.loader.seeding import Seeding
-from headrace.loader.worker_info import Collating
 from headrace.metrics import stage
 
 
@@ -82,7 +81,6 @@ class UserCode:
         self._transform_rng = transform is not None and _wants_rng("transform", transform, "sample")
         self._batch_rng = batch_transform is not None and _wants_rng("batch_transform", batch_transform, "batch")
         self._skipped, self._where, self._seeding = skipped, where, seeding
-        self._collating: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def seeded(self, seeding: Seeding) -> Self:
         """The same, before each call of which the process's random generators are seeded."""
@@ -104,7 +102,6 @@ class UserCode:
         """The same for a worker process, to which it is sent without what is known here of the samples' places."""
         code = copy.copy(self)
         code._skipped, code._where, code._seeding = skipped, "sample {}".format, seeding  # noqa: SLF001 (its own class)
-        code._collating = Collating  # noqa: SLF001
         return code
 
     def finish(self, seed: int, epoch: int, read: Read) -> Any:
@@ -172,8 +169,7 @@ class UserCode:
 
     def _collate(self, ids: Ids, samples: list[Any]) -> Any:
         try:
-            with self._collating():
-                return (self._collate_fn or default_collate)(samples)
+            return (self._collate_fn or default_collate)(samples)
         except Exception as error:
             error.add_note(f"while collating {listed_ids(ids)}")
             if self._collate_fn is None and (note := self._uneven(samples)) is not None:

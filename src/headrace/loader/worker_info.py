@@ -1,8 +1,9 @@
 """What `torch.utils.data.get_worker_info()` tells in a worker process of ours."""
 
-from types import TracebackType
 from typing import Any
 
+import torch
+from torch.utils.data._utils import collate as _collate
 from torch.utils.data._utils import worker as _torchs
 
 
@@ -18,21 +19,17 @@ def introduce(*, worker: int, num_workers: int, seed: int, dataset: Any) -> None
     _torchs._worker_info = _torchs.WorkerInfo(  # noqa: SLF001 (where torch's own workers put it)
         id=worker, num_workers=num_workers, seed=seed, dataset=dataset
     )
+    _collate.default_collate_fn_map[torch.Tensor] = stacked
 
 
-class Collating:
-    """While it lasts, `get_worker_info()` is None.
+def stacked(tensors: list[torch.Tensor], *, collate_fn_map: Any = None) -> Any:
+    """Tensors in one, as torch collates them outside of workers.
 
-    torch's collation asks it, and in a worker stacks tensors into shared memory of its own: a file, and fresh pages,
-    for each tensor of each batch, which then would be copied once more into memory that is used again.
+    In one it would stack them into shared memory of its own: a file, and fresh pages, for each tensor of each batch,
+    which then would be copied once more, into memory that is used again.
     """
-
-    __slots__ = ("_info",)
-
-    def __enter__(self) -> None:
-        self._info, _torchs._worker_info = _torchs._worker_info, None  # noqa: SLF001
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _torchs._worker_info = self._info  # noqa: SLF001
+    info, _torchs._worker_info = _torchs._worker_info, None  # noqa: SLF001 (it goes by that)
+    try:
+        return _collate.collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
+    finally:
+        _torchs._worker_info = info  # noqa: SLF001

@@ -246,7 +246,7 @@ def test_an_error_of_what_the_jobs_are_read_from_comes_at_its_place(shared):
     assert done_by(shared, constant(5)) == [5]
 
 
-def test_an_error_in_taking_notes_comes_after_the_batches_that_they_came_with(shared):
+def test_an_error_in_taking_notes_comes_in_the_place_of_the_batches_that_they_came_with(shared):
     def refuse(notes: list[Any]) -> None:
         raise SampleError(f"too many: {notes}")
 
@@ -254,8 +254,8 @@ def test_an_error_in_taking_notes_comes_after_the_batches_that_they_came_with(sh
         sys._getframe(1).f_locals["self"].notes.append(5)
         return "there"
 
-    passing = ahead_of(shared, [noting], notes=refuse)
-    assert next(passing)[0] == "there"
+    passing = ahead_of(shared, [constant(1), noting], notes=refuse)
+    assert next(passing)[0] == 1
     with pytest.raises(SampleError, match=r"too many: \[5\]"):
         next(passing)
 

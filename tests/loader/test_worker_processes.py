@@ -158,8 +158,10 @@ def test_bad_samples_are_counted_here_wherever_they_failed(caplog):
     assert loader.skipped == 3
     assert "skipped sample 23 (" in caplog.text
     assert "ValueError: not this one" in caplog.text
+    stricter = hr.DataLoader(rows(), max_errors=2, **options)
     with pytest.raises(SampleError, match="3 samples could not be read or transformed, more than max_errors=2"):
-        list(hr.DataLoader(rows(), max_errors=2, **options))
+        list(stricter)
+    assert stricter.position == 40  # the batch with one sample too many is not delivered
 
 
 def test_an_error_in_the_user_s_code_comes_at_its_place_with_its_type_and_sample_and_ends_the_processes():

@@ -70,7 +70,7 @@ class ProcessAhead:
             max_bytes: The same in bytes, as far as they can be told beforehand: from the batches delivered so far.
             step_bytes: The bytes of a finished batch, or of one to expect where it is given None.
             timeout: The most seconds to wait for a batch; None waits for ever.
-            notes: Is given the notes of the work, at the place of their batches; may raise.
+            notes: Is given the notes of the work, at the place of their batches; may raise instead of them.
             recorder: Is given the seconds that were spent, and of these the computing ones, by stage.
         """
         self._jobs, self._processes = jobs, processes
@@ -186,6 +186,12 @@ class ProcessAhead:
         _, batches, notes, spent, error = reply
         if self._recorder is not None:
             self._recorder(*spent)
+        if notes and self._notes is not None:
+            try:
+                self._notes(notes)
+            except Exception as refused:  # noqa: BLE001 (raised in the place of the batches that they came with)
+                self._error = refused
+                return
         self._batches.extend(zip(batches, task.positions, strict=error is None))
         if self._batches:
             self._expected_bytes = self._step_bytes(self._batches[0][0])
@@ -193,11 +199,6 @@ class ProcessAhead:
             self._error = unpacked(error, str(self._processes.workers[task.worker]))
             if not error.notes:
                 self._error.add_note(f"while it worked on {self._named(task)}")
-        if notes and self._notes is not None:
-            try:
-                self._notes(notes)
-            except Exception as refused:  # noqa: BLE001 (raised after the batches before it)
-                self._error = self._error or refused
 
     def _reply(self, task: _Task) -> tuple[Any, ...] | None:
         """The reply to a job; None where it can't be had, and the job has the error."""

@@ -145,6 +145,16 @@ def test_generators_are_seeded_for_transforms_too_and_a_resume_goes_on_with_the_
     assert values([*first, *resumed], "id", "noise") == alone
 
 
+def test_a_transform_that_takes_an_rng_may_draw_from_the_process_s_generators_as_well():
+    def both(sample: dict[str, Any], rng: np.random.Generator) -> float:
+        return rng.random() + random.random()
+
+    loaders = [hr.DataLoader(rows(8), batch_size=4, transform=both, seed_samples=True) for _ in range(2)]
+    first = [batch.tolist() for batch in loaders[0]]
+    random.random()
+    assert [batch.tolist() for batch in loaders[1]] == first
+
+
 def test_bad_samples_are_counted_here_wherever_they_failed(caplog):
     def picky(sample: dict[str, Any]) -> dict[str, Any]:
         if int(sample["id"]) % 20 == 3:

@@ -147,16 +147,14 @@ class UserCode:
         """The samples that could be transformed, and which of all they are, bool (m,)."""
         assert self._transform is not None
         kept, transformed = np.ones(len(ids), np.bool_), []
-        seeding = None if self._transform_rng else self._seeding
+        seeding = self._seeding
         seeds = None if seeding is None else seeding.seeds(seed, epoch, ids)
         for place, (sample_id, sample) in enumerate(zip(ids.tolist(), samples, strict=True)):
+            if seeding is not None and seeds is not None:
+                seeding.set(seeds[place])
+            rng = {"rng": sample_rng(seed, epoch, sample_id)} if self._transform_rng else {}
             try:
-                if self._transform_rng:
-                    transformed.append(self._transform(sample, rng=sample_rng(seed, epoch, sample_id)))
-                    continue
-                if seeding is not None and seeds is not None:
-                    seeding.set(seeds[place])
-                transformed.append(self._transform(sample))
+                transformed.append(self._transform(sample, **rng))
             except Exception as error:
                 where = self._where(sample_id)
                 if self._skipped is None:

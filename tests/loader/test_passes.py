@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import threading
 
 import pytest
 
@@ -210,6 +211,28 @@ def test_a_pass_that_was_ended_says_so_and_by_what(num_workers, end, text):
     for _ in range(2):
         with pytest.raises(StalePassError, match=text):
             next(former)
+
+
+@WORKERS
+def test_a_pass_that_is_ended_while_its_batch_is_on_its_way_delivers_it_no_more_and_leaves_progress_alone(num_workers):
+    loader = loader_of(num_workers=num_workers, on_stats=lambda _: loader.seek(epoch=3, step=1), stats_seconds=1e-9)
+    passing = iter(loader)
+    with pytest.raises(StalePassError, match="was ended by seek"):
+        list(passing)
+    assert (loader.epoch, loader.position) == (3, 5)
+
+
+def test_a_pass_may_be_ended_while_the_caller_s_thread_reads_for_it():
+    def seeking(samples):
+        thread = threading.Thread(target=loader.seek, kwargs={"epoch": 3})
+        thread.start()
+        thread.join()
+        return samples
+
+    loader = loader_of(collate_fn=seeking)
+    with pytest.raises(StalePassError, match="was ended by seek"):
+        list(loader)
+    assert (loader.epoch, loader.position) == (3, 0)
 
 
 @WORKERS

@@ -291,6 +291,17 @@ def test_who_waits_for_a_batch_of_a_pass_that_is_closed_meanwhile_waits_no_longe
     assert done_by(shared, constant(1)) == [1]
 
 
+def test_a_pass_that_is_closed_while_it_hands_out_jobs_takes_no_batch_from_further_on(shared):
+    def jobs() -> Iterator[Any]:
+        steps = jobs_of([constant(i) for i in range(4)])
+        yield from (next(steps), next(steps))  # one for each process, which both are ready then
+        passing.close()
+        yield from steps
+
+    passing = ahead_of(shared, jobs(), max_groups=1)
+    assert [batch for batch, _ in passing] == [0, 1]
+
+
 def test_idle_workers_keep_no_batch(shared):
     def made() -> works.Watched:
         works.kept.append(weakref.ref(batch := works.Watched()))

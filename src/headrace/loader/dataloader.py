@@ -1,5 +1,6 @@
 """headrace.DataLoader: batches of any dataset, in an exact order, on time."""
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -196,6 +197,7 @@ class DataLoader:
         self._shows_bar = progress and is_watched(rank=self._schedule.steps.rank)
         self._birth = Birth()
         self._live: weakref.ref[Pass] | None = None
+        self._turn = threading.RLock()  # to begin or end passes, or to move progress
 
     def __repr__(self) -> str:
         order, workers = self._schedule.order, self._pipeline.workers
@@ -219,9 +221,10 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         """Begins a pass; ends the former one."""
         self._birth.check()
-        self._end_pass("a newer one; call iter(loader) for the current pass")
-        current = Pass(self._pipeline, self._birth, self._bar)
-        self._live = weakref.ref(current)
+        with self._turn:
+            self._end_pass("a newer one; call iter(loader) for the current pass")
+            current = Pass(self._pipeline, self._birth, self._bar, self._turn)
+            self._live = weakref.ref(current)
         return current
 
     def _bar(self, epoch: int, position: int) -> ProgressBar | None:
@@ -311,11 +314,12 @@ class DataLoader:
             ResumeError: It is of another dataset or a newer version, or an explicit order parameter differs from it.
             ArgumentError: The last step would hold fewer samples than there are ranks.
         """
-        self._schedule.load_state_dict(state)
-        self._end_pass(
-            f"a state of position {self.position} of epoch {self.epoch} that was loaded meanwhile; call iter(loader) "
-            "to go on from there"
-        )
+        with self._turn:
+            self._schedule.load_state_dict(state)
+            self._end_pass(
+                f"a state of position {self.position} of epoch {self.epoch} that was loaded meanwhile; call "
+                "iter(loader) to go on from there"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next pass start this epoch, unless it continues a loaded state of the same epoch.
@@ -331,8 +335,9 @@ class DataLoader:
         Raises:
             ArgumentError: The epoch is negative, or the step outside 0..len(loader).
         """
-        self._schedule.progress.seek(epoch, step, self._schedule.steps)
-        self._end_pass(f"seek(epoch={epoch}, step={step}); call iter(loader) to go on from there")
+        with self._turn:
+            self._schedule.progress.seek(epoch, step, self._schedule.steps)
+            self._end_pass(f"seek(epoch={epoch}, step={step}); call iter(loader) to go on from there")
 
 
 def _source_of(dataset: Any) -> Source:

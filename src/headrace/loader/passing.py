@@ -1,11 +1,12 @@
 """One pass over an epoch, as the training loop sees it.
 
 Guarantees:
-- A pass belongs to one consumer; `end` may be called from any thread.
+- A pass belongs to one consumer; `end` may be called from any thread, and no batch is delivered after it.
 - However a pass comes to its end (the last batch, an error, `end`, being dropped), what it started is ended, once.
 - Progress moves with each batch that is delivered, and never otherwise.
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,15 +25,22 @@ class Pass(Iterator[Any]):
         position: Samples of it that all ranks together have consumed.
     """
 
-    def __init__(self, pipeline: Pipeline, birth: Birth, bar: Callable[[int, int], ProgressBar | None]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        birth: Birth,
+        bar: Callable[[int, int], ProgressBar | None],
+        turn: contextlib.AbstractContextManager[object],
+    ) -> None:
         """Begins a pass where the run stands.
 
         Args:
             pipeline: What brings the batches.
             birth: Where the loader was made.
             bar: Makes the bar that shows an epoch from a position on, where one is wanted.
+            turn: A lock; who holds it begins or ends passes, or moves progress.
         """
-        self._schedule, self._pipeline, self._birth = pipeline.schedule, pipeline, birth
+        self._schedule, self._pipeline, self._birth, self._turn = pipeline.schedule, pipeline, birth, turn
         self._recorder, self._delivery = pipeline.recorder, pipeline.delivery
         self._steps = steps = self._schedule.steps
         self.epoch, self.position = self._schedule.begin()
@@ -73,10 +81,11 @@ class Pass(Iterator[Any]):
                     "call loader.load_state_dict(loader.state_dict()), then iter(loader)"
                 )
             raise
-        if is_time and self._why_ended is not None:  # by `on_stats`
-            raise StalePassError(self._why_ended)
-        self.position = position
-        schedule.progress.deliver(self.epoch, position, steps)
+        with self._turn:
+            if self._why_ended is not None:  # by another thread, while the batch came, or by `on_stats`
+                raise StalePassError(self._why_ended)
+            self.position = position
+            schedule.progress.deliver(self.epoch, position, steps)
         return batch
 
     def end(self, why: str) -> None:

@@ -361,11 +361,15 @@ def _announcing(source: Source) -> Callable[[Ids], None]:
 def _ends_of(batches: ReadAhead | Generator[Any], source: Source) -> tuple[Callable[[], object], ...]:
     """What ends the reading, then what was fetched for it."""
 
+    def end_reading() -> None:
+        with contextlib.suppress(ValueError):  # a generator is in the middle of a batch; it is asked for no other one
+            batches.close()
+
     def end_prefetch() -> None:
         with contextlib.suppress(Exception):  # what fails here has failed, or will, where it is needed
             source.end_prefetch()
 
-    return batches.close, end_prefetch
+    return end_reading, end_prefetch
 
 
 def _read_here(

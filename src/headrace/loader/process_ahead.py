@@ -94,7 +94,8 @@ class ProcessAhead:
             self._raise_error()
             with self._processes.turn:  # a former pass may be waiting for a reply, until it sees that it was closed
                 try:
-                    is_over = self._is_closed or not self._advance()
+                    # closed meanwhile, it has lost its place: what was handed out since is not what comes next
+                    is_over = self._is_closed or not self._advance() or self._is_closed
                 except BaseException:
                     is_over = self._is_closed  # by another thread, under this one's hands
                     if not is_over:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from headrace import ArgumentError, ResumeError
@@ -147,6 +148,18 @@ class TestState:
     def test_more_steps_than_a_pass_has_are_refused_since_a_count_over_epochs_would_pass_unnoticed(self, steps):
         with pytest.raises(ArgumentError, match=rf"steps: expected the steps taken in this pass, 0\.\.9, got {steps}"):
             schedule(95).state_after(2, 5, steps)
+
+    @pytest.mark.parametrize("steps", [1.5, "1", None, True])
+    def test_what_is_no_number_of_steps_is_refused_since_its_state_could_not_be_loaded(self, steps):
+        with pytest.raises(
+            ArgumentError, match=rf"steps: expected the steps taken in this pass, 0\.\.9, got {steps!r}"
+        ):
+            schedule(95).state_after(2, 5, steps)
+
+    def test_the_state_after_numpys_number_of_steps_can_be_loaded(self):
+        run = schedule(95)
+        run.load_state_dict(json.loads(json.dumps(schedule(95).state_after(2, 5, np.int64(3)))))
+        assert (run.progress.epoch, run.progress.position) == (2, 35)
 
     def test_where_too_little_is_left_for_a_step_the_next_epoch_begins(self):
         run = schedule(100, batch_size=30, drop_last=True)

@@ -1,5 +1,8 @@
 """Progress: where passes begin, and how they move the epoch and the position."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError
@@ -209,15 +212,27 @@ def test_seek_survives_set_epoch_of_the_same_epoch() -> None:
     assert progress.begin(STEPS) == (2, 30)
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(-1, 0), (0, -1), (0, 5)])
-def test_seek_outside_the_epoch_is_refused(epoch: int, step: int) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "step"), [(-1, 0), (0, -1), (0, 5), (1.5, 0), (0, 1.5), ("0", 0), (0, None), (True, 0), (2**62 + 1, 0)]
+)
+def test_seek_outside_the_epoch_is_refused(epoch: Any, step: Any) -> None:
     with pytest.raises(ArgumentError) as refusal:
         Progress().seek(epoch, step, STEPS)
-    assert str(refusal.value) == f"seek: expected an epoch of 0 or more and a step in 0..4, got {epoch}, {step}"
+    assert str(refusal.value) == f"seek: expected an epoch of 0 or more and a step in 0..4, got {epoch!r}, {step!r}"
 
 
-def test_a_negative_epoch_is_refused() -> None:
+@pytest.mark.parametrize("epoch", [-1, 1.5, "1", None, True, 2**62 + 1])
+def test_what_is_no_epoch_is_refused(epoch: Any) -> None:
     progress = Progress()
-    with pytest.raises(ArgumentError, match=r"^set_epoch: expected an epoch of 0 or more, got -1$"):
-        progress.set_epoch(-1)
+    with pytest.raises(ArgumentError) as refusal:
+        progress.set_epoch(epoch)
+    assert str(refusal.value) == f"set_epoch: expected an epoch of 0 or more, got {epoch!r}"
     assert where(progress) == (0, 0)
+
+
+def test_numpys_numbers_become_plain_ones_which_a_state_can_hold() -> None:
+    progress = Progress()
+    progress.set_epoch(np.int64(3))
+    assert type(progress.epoch) is int
+    progress.seek(np.int64(2), np.int32(1), STEPS)
+    assert (type(progress.epoch), type(progress.position)) == (int, int)

@@ -148,6 +148,7 @@ def test_a_value_of_the_wrong_type_is_refused(key: str, value: object, expected:
     ("key", "value"),
     [
         ("epoch", -1),
+        ("epoch", 2**62 + 1),
         ("position", -1),
         ("position", 100_000),
         ("position", 10**30),

@@ -17,6 +17,7 @@ from headrace.datasets.second_split import refuse_second_split
 from headrace.datasets.skipping import SampleReader, skipping
 from headrace.errors import ArgumentError, StalePassError
 from headrace.formats import ReadPart, Source, Values, check_out
+from headrace.order import checked_epoch
 
 _SAMPLES_AT_ONCE = 1024
 _BYTES_AT_ONCE = 4 << 20
@@ -248,11 +249,9 @@ class IterableView(IterableDataset[Any]):
         """
         self._check_planned()
         refuse_second_split(self._schedule.steps.world_size)
-        start = self._passes.start()
+        epoch, start = checked_epoch(epoch), self._passes.start()
         if self._passes.latest() is None and start.epoch == epoch:
             return
-        if epoch < 0:
-            raise ArgumentError(f"set_epoch: expected an epoch of 0 or more, got {epoch}")
         self._restart(epoch, 0)
 
     def state_dict(self, steps: int | None = None) -> dict[str, Any]:

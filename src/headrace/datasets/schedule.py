@@ -1,7 +1,6 @@
 """A source's order, cut into steps for one rank, and where a run over it stands: what every face of headrace drives."""
 
 import functools
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from headrace.order import (
     check_given,
     hash_words,
     resolve_layout,
+    whole_number,
 )
 
 
@@ -158,10 +158,10 @@ class Schedule:
         Raises:
             ArgumentError: A pass from there has not that many steps.
         """
-        left = self.steps.remaining(position)
-        if not 0 <= steps <= left:
-            raise ArgumentError(f"steps: expected the steps taken in this pass, 0..{left}, got {steps}")
-        position = self.steps.advanced(position, steps)
+        left, taken = self.steps.remaining(position), whole_number(steps)
+        if taken is None or not 0 <= taken <= left:
+            raise ArgumentError(f"steps: expected the steps taken in this pass, 0..{left}, got {steps!r}")
+        position = self.steps.advanced(position, taken)
         if self.steps.remaining(position) == 0:
             epoch, position = epoch + 1, 0
         return self.state_at(epoch, position)
@@ -187,13 +187,10 @@ class Schedule:
 
 
 def _whole_number(name: str, value: Any, least: int | None = None) -> int | None:
-    """The value as a plain int, since NumPy's own can't be written as JSON; None stays None."""
+    """The value as a plain int; None stays None."""
     if value is None:
         return None
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = None
+    number = whole_number(value)
     if number is None or (least is not None and number < least):
         expected = "a whole number" if least is None else f"a number of samples, {least} or more"
         raise ArgumentError(f"{name}: expected {expected}, got {value!r}")

@@ -17,7 +17,7 @@ from headrace.order.epoch import DECODE, SAMPLE, SEEDING, SPLIT, Order
 from headrace.order.hashing import hash_words
 from headrace.order.layout import BlockTotals, Layout, Shuffle, resolve_layout
 from headrace.order.permutation import permute
-from headrace.order.progress import Progress
+from headrace.order.progress import Progress, checked_epoch, whole_number
 from headrace.order.state import State, check_dataset, check_given
 from headrace.order.steps import Share, Steps
 
@@ -36,7 +36,9 @@ __all__ = [
     "Steps",
     "check_dataset",
     "check_given",
+    "checked_epoch",
     "hash_words",
     "permute",
     "resolve_layout",
+    "whole_number",
 ]

@@ -1,7 +1,35 @@
 """Where a run stands: an epoch, a position in it, and the rules by which passes move them."""
 
+from typing import Any
+
+import numpy as np
+
 from headrace.errors import ArgumentError
 from headrace.order.steps import Steps
+
+MAX_EPOCH = 2**62  # worker processes share it as an int64, and count on from it
+
+
+def whole_number(value: Any) -> int | None:
+    """The value as a plain int, also NumPy's own, which JSON can't hold; None where it is none, as a bool."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return int(value.__index__())
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def checked_epoch(epoch: Any) -> int:
+    """The epoch that `set_epoch` was given, as a plain int.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    number = whole_number(epoch)
+    if number is None or not 0 <= number <= MAX_EPOCH:
+        raise ArgumentError(f"set_epoch: expected an epoch of 0 or more, got {epoch!r}")
+    return number
 
 
 class Progress:
@@ -43,20 +71,20 @@ class Progress:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next pass start this epoch, unless it goes on from a loaded state of the same epoch."""
-        if epoch < 0:
-            raise ArgumentError(f"set_epoch: expected an epoch of 0 or more, got {epoch}")
+        epoch = checked_epoch(epoch)
         if self._resumes and self.epoch == epoch:
             return
-        self._stand(int(epoch), 0)
-        self._next_epoch = int(epoch)
+        self._stand(epoch, 0)
+        self._next_epoch = epoch
 
     def seek(self, epoch: int, step: int, steps: Steps) -> None:
         """Makes the next pass go on from the start of a step of an epoch."""
-        if epoch < 0 or not 0 <= step <= len(steps):
+        of_epoch, taken = whole_number(epoch), whole_number(step)
+        if of_epoch is None or taken is None or not (0 <= of_epoch <= MAX_EPOCH and 0 <= taken <= len(steps)):
             raise ArgumentError(
-                f"seek: expected an epoch of 0 or more and a step in 0..{len(steps)}, got {epoch}, {step}"
+                f"seek: expected an epoch of 0 or more and a step in 0..{len(steps)}, got {epoch!r}, {step!r}"
             )
-        self.resume(int(epoch), steps.advanced(0, int(step)), steps)
+        self.resume(of_epoch, steps.advanced(0, taken), steps)
 
     def _move(self, epoch: int, position: int, steps: Steps) -> None:
         if steps.remaining(position) == 0:

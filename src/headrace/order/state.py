@@ -7,6 +7,7 @@ from typing import Any
 from headrace.errors import ResumeError
 from headrace.order.layout import MAX_LANES, Layout
 from headrace.order.permutation import MAX_SAMPLES
+from headrace.order.progress import MAX_EPOCH
 
 VERSION = 1
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -115,7 +116,7 @@ def _listed(keys: Iterable[Any]) -> str:
 def _check_values(state: Mapping[str, Any]) -> None:
     lanes, window, samples = state["lanes"], state["window"], state["samples"]
     checks = {
-        "epoch": state["epoch"] >= 0,
+        "epoch": 0 <= state["epoch"] <= MAX_EPOCH,
         "samples": 1 <= samples <= MAX_SAMPLES,
         "position": 0 <= state["position"] < samples,
         "seed": -(2**63) <= state["seed"] < 2**64,

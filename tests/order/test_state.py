@@ -179,6 +179,20 @@ def test_a_value_out_of_range_is_refused(key: str, value: object) -> None:
     assert f"{key}: {value!r}" in text or key == "shuffle"
 
 
+@pytest.mark.parametrize("key", ["version", "epoch", "position", "seed", "lanes", "window", "samples"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_too_long_to_be_written_is_refused_by_its_length(key: str, sign: int) -> None:
+    text = refusal_of(changed(**{key: sign * 10**5000}))
+    assert text.startswith("cannot resume: ")
+    assert "a number of 16610 bits" in text
+
+
+def test_a_long_text_is_refused_by_its_beginning() -> None:
+    assert refusal_of(changed(shuffle="w" * 10**6)) == (
+        f"cannot resume: shuffle: '{'w' * 59}... is not a value that a state can have"
+    )
+
+
 @given(
     st.dictionaries(
         st.sampled_from(list(SAVED)),

@@ -10,6 +10,7 @@ from headrace.order.permutation import MAX_SAMPLES
 from headrace.order.progress import MAX_EPOCH
 
 VERSION = 1
+_SHOWN, _SHOWN_CHARACTERS = 10**40, 60  # no value that a state can have is longer
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "version": (int,),
     "epoch": (int,),
@@ -77,7 +78,7 @@ class State:
             value = state[name]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 expected = " or ".join(kind.__name__ for kind in types)
-                got = repr(value) if isinstance(value, int | float | None) else type(value).__name__
+                got = _shown(value) if isinstance(value, int | float | None) else type(value).__name__
                 raise ResumeError(f"cannot resume: {name}: expected {expected}, got {got}")
         _check_values(state)
         layout = Layout(state["shuffle"], state["lanes"], state["window"])
@@ -97,12 +98,12 @@ def _check_version(state: Mapping[Any, Any]) -> None:
         return  # refused with its type
     if version > VERSION:
         raise ResumeError(
-            f"cannot resume: the state is of version {version}, this headrace reads up to {VERSION}\n"
+            f"cannot resume: the state is of version {_shown(version)}, this headrace reads up to {VERSION}\n"
             "  update headrace to the release that wrote it, or a newer one"
         )
     if version < VERSION:
         raise ResumeError(
-            f"cannot resume: the state is of version {version}, this headrace reads {VERSION}\n"
+            f"cannot resume: the state is of version {_shown(version)}, this headrace reads {VERSION}\n"
             f"  no release has written a version below {VERSION}: the state is damaged, or of something else"
         )
 
@@ -111,6 +112,14 @@ def _listed(keys: Iterable[Any]) -> str:
     """A few keys as text, whatever they are."""
     names = sorted(map(str, keys))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def _shown(value: Any) -> str:
+    """A value as a short text, whatever was damaged: Python itself writes no number of thousands of digits."""
+    if isinstance(value, int) and abs(value) > _SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _check_values(state: Mapping[str, Any]) -> None:
@@ -126,7 +135,7 @@ def _check_values(state: Mapping[str, Any]) -> None:
     }
     for name, holds in checks.items():
         if not holds:
-            raise ResumeError(f"cannot resume: {name}: {state[name]!r} is not a value that a state can have")
+            raise ResumeError(f"cannot resume: {name}: {_shown(state[name])} is not a value that a state can have")
 
 
 def check_dataset(state: State, samples: int, fingerprint: str) -> None:

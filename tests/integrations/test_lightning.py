@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integrations.parts import BATCH, RANKS, SAMPLES, order, over_ranks
+from tests.integrations.parts import BATCH, RANKS, SAMPLES, STEPS, order, over_ranks
 
 EPOCHS = {epoch: order(epoch) for epoch in range(3)}
 
@@ -39,6 +39,22 @@ def test_training_resumes_with_just_the_samples_that_are_left(seen, check):
     ranks = seen("lightning", check)
     assert trained(ranks, "before") + trained(ranks, "after") == EPOCHS[0] + EPOCHS[1] + EPOCHS[2]
     assert [rank["warnings"] for rank in ranks] == [[], []]
+
+
+@pytest.mark.parametrize("call", [1, 6, 7, 9])
+def test_a_checkpoint_that_is_saved_amid_a_step_as_on_an_exception_resumes_with_that_steps_samples(seen, call):
+    ranks = seen("lightning", f"begun_{call}")
+    assert [len(rank["before"]) for rank in ranks] == [call - 1] * RANKS
+    assert trained(ranks, "before") + trained(ranks, "after") == EPOCHS[0] + EPOCHS[1] + EPOCHS[2]
+    assert [[epoch for epoch, _ in rank["before"] + rank["after"]] for rank in ranks] == [
+        [step // STEPS for step in range(3 * STEPS)]
+    ] * RANKS
+
+
+def test_a_checkpoint_that_is_saved_amid_the_first_step_after_a_limited_epoch_resumes_with_its_samples(seen):
+    ranks, taken = seen("lightning", "limited_begun"), 4 * BATCH * RANKS
+    assert trained(ranks, "before") == EPOCHS[0][:taken]
+    assert [trained(ranks, "after", epoch) for epoch in range(3)] == [[], EPOCHS[1][:taken], EPOCHS[2][:taken]]
 
 
 @pytest.mark.parametrize("check", ["limited", "limited_end"])

@@ -151,6 +151,8 @@ def checks(folder: Path) -> dict[str, Any]:
         "amid": functools.partial(resume, "on_train_batch_end", 9),
         "by_itself": functools.partial(resume, "on_train_batch_end", 9, by_itself=True),
         "last": functools.partial(resume, "on_train_batch_end", 6),
+        **{f"begun_{call}": functools.partial(resume, "on_train_batch_start", call) for call in (1, 6, 7, 9)},
+        "limited_begun": functools.partial(resume, "on_train_batch_start", 5, limit_train_batches=4),
         "end": functools.partial(resume, "on_train_epoch_end", 2),
         "limited": functools.partial(resume, "on_train_batch_end", 4, limit_train_batches=4),
         "limited_end": functools.partial(resume, "on_train_epoch_end", 1, limit_train_batches=4),

@@ -36,13 +36,15 @@ class ResumeData:
 
         Args:
             loader: The `headrace.DataLoader`, or `TrackedLoader`, that `fit` trains on; or a function without arguments
-                that returns it, once Lightning has called `setup`.
+                that returns it, once Lightning has called `setup`. For `strategy="ddp_spawn"` it must pickle, as a
+                method of the LightningDataModule does.
             name: What the state is called in the checkpoint; one for each loader.
 
         Raises:
             DependencyError: Lightning is not installed.
         """
         self._given, self._name = loader, name
+        self._trained: dict[str, Any] = {}  # the state after the last step that was done
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Spawned processes make it anew, since its class has no name of its own."""
@@ -74,17 +76,27 @@ class ResumeData:
             )
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Adds the state as of the last batch; that of the next epoch where Lightning's own is over."""
+        """Adds the state as of the last step that was done; that of the next epoch where Lightning's own is over."""
         now = self._loader.state_dict()
-        state = {**now, "epoch": now["epoch"] + 1, "position": 0} if now["position"] and _is_over(trainer) else now
+        state = self._trained if _is_amid_step(trainer) else self._state(trainer)
         checkpoint[self._key] = state
         kept = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         kept[:] = [state if other == now else other for other in kept]
 
+    def _state(self, trainer: Any) -> dict[str, Any]:
+        """As of the last batch."""
+        now = self._loader.state_dict()
+        return {**now, "epoch": now["epoch"] + 1, "position": 0} if now["position"] and _is_over(trainer) else now
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Keeps the state for a checkpoint that is saved amid the next step, as one on an exception is."""
+        self._trained = self._state(trainer)
+
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Loads the state, before Lightning begins a pass; without one the loader stays where it stands."""
         if self._key in checkpoint and trainer.state.fn == "fit":
-            self._loader.load_state_dict(checkpoint[self._key])
+            self._trained = checkpoint[self._key]
+            self._loader.load_state_dict(self._trained)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Counts the batches before a resumed place in steps of the size that they have now.
@@ -98,13 +110,21 @@ class ResumeData:
                 "lost when training is resumed\n"
                 "  give Trainer limit_train_batches="
             )
+        self._trained = self._loader.state_dict()
         if not trainer.fit_loop.restarting:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
+        current = progress.current
+        progress.is_last_batch &= not _is_amid_step(trainer)
         now = trainer.num_training_batches if progress.is_last_batch else self._loader.step
-        moved = now - progress.current.ready
-        for count in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, count, getattr(progress.current, count) + moved)
+        current.completed += now - current.processed
+        current.ready = current.started = current.processed = now
+
+
+def _is_amid_step(trainer: Any) -> bool:
+    """Whether a batch came that the model is not trained on yet."""
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(current.ready > current.processed)
 
 
 def _is_over(trainer: Any) -> bool:

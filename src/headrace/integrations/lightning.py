@@ -38,7 +38,8 @@ class ResumeData:
             loader: The `headrace.DataLoader`, or `TrackedLoader`, that `fit` trains on; or a function without arguments
                 that returns it, once Lightning has called `setup`. For `strategy="ddp_spawn"` it must pickle, as a
                 method of the LightningDataModule does.
-            name: What the state is called in the checkpoint; one for each loader.
+            name: What the state is called in the checkpoint; one for each loader. Of several loaders, one that ends
+                before Lightning's epoch does, as in "max_size" modes, begins its next epoch when it is resumed.
 
         Raises:
             DependencyError: Lightning is not installed.

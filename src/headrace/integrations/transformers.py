@@ -22,10 +22,10 @@ class LoaderMixin:
         trainer = OurTrainer(model=model, args=arguments, train_loader=headrace.DataLoader(dataset, batch_size=32))
         trainer.train(resume_from_checkpoint=True)
 
-    Batches are what the loader makes: the Trainer's `data_collator`, `per_device_train_batch_size` and
-    `dataloader_...` arguments have no effect on them. Its state is kept in `trainer_state.json`. The Trainer counts
-    epochs in steps, so these must be the same when it resumes: under another number of processes give the loader
-    `global_batch_size=`.
+    Batches are what the loader makes: the Trainer's `data_collator`, `per_device_train_batch_size`,
+    `train_sampling_strategy` and `dataloader_...` arguments have no effect on them. Its state is kept in
+    `trainer_state.json`. The Trainer counts epochs in steps, so these must be the same when it resumes: under another
+    number of processes give the loader `global_batch_size=`.
     """
 
     def __init__(self, *args: Any, train_loader: Any, **kwargs: Any) -> None:

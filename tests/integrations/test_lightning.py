@@ -41,6 +41,13 @@ def test_training_resumes_with_just_the_samples_that_are_left(seen, check):
     assert [rank["warnings"] for rank in ranks] == [[], []]
 
 
+@pytest.mark.parametrize("steps", [6, 9, 12])
+def test_a_checkpoint_of_a_training_that_max_steps_has_ended_goes_on_amid_the_epoch_of_the_data(seen, steps):
+    ranks = seen("lightning", f"stopped_{steps}")
+    assert [len(rank["before"]) for rank in ranks] == [steps] * RANKS
+    assert trained(ranks, "before") + trained(ranks, "after") == EPOCHS[0] + EPOCHS[1] + EPOCHS[2]
+
+
 @pytest.mark.parametrize("call", [1, 6, 7, 9])
 def test_a_checkpoint_that_is_saved_amid_a_step_as_on_an_exception_resumes_with_that_steps_samples(seen, call):
     ranks = seen("lightning", f"begun_{call}")

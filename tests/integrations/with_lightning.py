@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import headrace as hr
 from headrace.integrations.lightning import ResumeData
 from headrace.integrations.tracking import TrackedLoader
-from tests.integrations.parts import BATCH, RANKS, SEED, Model, StoppedError, dataset, loader
+from tests.integrations.parts import BATCH, RANKS, SEED, STEPS, Model, StoppedError, dataset, loader
 
 
 class Module(LightningModule):
@@ -96,20 +96,27 @@ def resumed(
     make: Callable[[], Any] = loader,
     then: Callable[[], Any] = loader,
     by_itself: bool = False,
+    max_steps: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Training that is stopped and resumed: what was trained on up to the checkpoint, and after it."""
+    """Training that is stopped and resumed: what was trained on up to the checkpoint, and after it.
+
+    `max_steps` ends the first part; the second then ends after the steps of three epochs.
+    """
+    ends: list[Any] = [{"max_epochs": 3}] * 2
+    if max_steps is not None:
+        ends = [{"max_steps": steps, "max_epochs": -1} for steps in (max_steps, 3 * STEPS)]
     path = folder / f"{hook}-{call}-{len(list(folder.iterdir()))}.ckpt"
     torch.distributed.barrier()
     before, data = Module(), make()
     with contextlib.suppress(StoppedError):
         ours = [] if by_itself else [ResumeData(data)]
-        trainer(*ours, SaveAndStop(hook, call, path), max_epochs=3, **options).fit(before, data)
+        trainer(*ours, SaveAndStop(hook, call, path), **ends[0], **options).fit(before, data)
     after, data = Module(), then()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours = [] if by_itself else [ResumeData(lambda: data)]
-        trainer(*ours, max_epochs=3, **options).fit(after, data, ckpt_path=path)
+        trainer(*ours, **ends[1], **options).fit(after, data, ckpt_path=path)
     return {
         "before": before.trained,
         "after": after.trained,
@@ -154,6 +161,7 @@ def checks(folder: Path) -> dict[str, Any]:
         **{f"begun_{call}": functools.partial(resume, "on_train_batch_start", call) for call in (1, 6, 7, 9)},
         "limited_begun": functools.partial(resume, "on_train_batch_start", 5, limit_train_batches=4),
         "end": functools.partial(resume, "on_train_epoch_end", 2),
+        **{f"stopped_{steps}": functools.partial(resume, "on_fit_end", 1, max_steps=steps) for steps in (6, 9, 12)},
         "limited": functools.partial(resume, "on_train_batch_end", 4, limit_train_batches=4),
         "limited_end": functools.partial(resume, "on_train_epoch_end", 1, limit_train_batches=4),
         "smaller": functools.partial(resume, "on_train_batch_end", 3, then=functools.partial(loader, BATCH // 2)),

@@ -17,8 +17,9 @@ class ResumeData:
 
     Lightning by itself keeps the state of a loader that has one, but loads it only where a checkpoint was saved amid an
     epoch; else it would begin with epoch 0 again. It counts batches of its epochs, whose size may have changed since:
-    these counts are set to what the state says, so that it does not stop before the epoch's last sample. And where
-    `limit_train_batches` ends its epochs early, the next one is the next epoch of the data, resumed or not.
+    these counts are set to what the state says, so that it does not stop before the epoch's last sample. Where
+    `limit_train_batches` ends its epochs early, the next one is the next epoch of the data, resumed or not; where
+    `max_steps` has ended one, it is the rest of that of the data, when it is resumed.
 
     With more than one process make the loader where the process group exists: in `setup` of a LightningDataModule or
     LightningModule, and give a function that returns it. Lightning starts a script once more for each further device;
@@ -116,7 +117,9 @@ class ResumeData:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         current = progress.current
-        progress.is_last_batch &= not _is_amid_step(trainer)
+        epochs = trainer.fit_loop.epoch_progress.current
+        is_between = epochs.completed == epochs.ready and current.completed == current.processed
+        progress.is_last_batch &= not (_is_amid_step(trainer) or is_between)
         now = trainer.num_training_batches if progress.is_last_batch else self._loader.step
         current.completed += now - current.processed
         current.ready = current.started = current.processed = now
@@ -130,8 +133,7 @@ def _is_amid_step(trainer: Any) -> bool:
 
 def _is_over(trainer: Any) -> bool:
     """Whether no more batches of the current epoch come."""
-    epochs = trainer.fit_loop.epoch_progress.current
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or epochs.ready == epochs.processed > 0)
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def _resume_data(loader: Any, name: str) -> ResumeData:

@@ -40,9 +40,9 @@ class Reads:
 
 
 @contextlib.contextmanager
-def reading(read: Any, count: int = 4, num_workers: int = 1, **options: Any) -> Iterator[ReadAhead]:
+def reading(read: Any, count: int | Iterator[Any] = 4, num_workers: int = 1, **options: Any) -> Iterator[ReadAhead]:
     ahead = ReadAhead(
-        groups(count),
+        groups(count) if isinstance(count, int) else count,
         read,
         lambda ids: None,
         num_workers=num_workers,
@@ -130,3 +130,38 @@ def test_the_depth_tells_what_is_there_what_is_to_come_and_its_bytes():
         assert ahead.depth() == (0, 2, 0)
         for _ in range(3):
             reads.let.release()
+
+
+def test_threads_plan_what_comes_later_so_that_the_consumer_plans_only_to_begin():
+    planned_by: list[int] = []
+
+    def planning() -> Iterator[tuple[Group, None]]:
+        for group in groups(30):
+            planned_by.append(threading.get_ident())
+            yield group
+
+    reads = Reads()
+    with reading(reads, planning()) as ahead:
+        taken: list[int] = []
+        for _ in range(30):
+            reads.let.release()
+            taken += [next(ahead)[0], next(ahead)[0]]
+            assert reads.done.acquire(timeout=WAITING_SECONDS)
+            while ahead._work.planned._planning.locked():  # the thread that plans is between two groups
+                pass
+        assert taken == list(range(60))
+        assert next(ahead, None) is None
+    assert planned_by.count(threading.get_ident()) <= 10
+    assert len(planned_by) == 30
+
+
+def test_an_error_in_planning_reaches_the_consumer_and_what_came_before_is_in_order():
+    def planning() -> Iterator[tuple[Group, None]]:
+        yield from groups(5)
+        raise ArithmeticError("no such step")
+
+    seen = []
+    with reading(ids, planning(), num_workers=2) as ahead, pytest.raises(ArithmeticError, match="no such step"):
+        seen.extend(batch for batch, _ in ahead)
+    assert seen[:4] == [0, 1, 2, 3]
+    assert seen == list(range(len(seen)))

@@ -57,17 +57,59 @@ class _Task:
         self.done.acquire()
 
 
+class _Planned:
+    """Groups, planned before they are needed: by the threads, between two groups, since the consumer has better to do.
+
+    One consumer takes them; any number of threads may plan.
+    """
+
+    def __init__(self, groups: Iterator[tuple[Group, Ids | None]]) -> None:
+        self._groups = groups
+        self._ready: deque[tuple[Group, Ids | None] | BaseException] = deque()
+        self._has_all = False
+        self._planning = threading.Lock()
+
+    def take(self) -> tuple[Group, Ids | None] | None:
+        """The next one; None after the last."""
+        if not self._ready:
+            self.plan(1, waits=True)
+        planned = self._ready.popleft() if self._ready else None
+        if isinstance(planned, BaseException):
+            raise planned
+        return planned
+
+    def plan(self, count: int, *, waits: bool = False) -> None:
+        """Sees to it that `count` are there, unless another thread does; it may be waited for."""
+        if not self._planning.acquire(blocking=waits):
+            return
+        try:
+            while len(self._ready) < count and not self._has_all:
+                planned = next(self._groups, None)
+                if planned is None:
+                    self._has_all = True
+                else:
+                    self._ready.append(planned)
+        except BaseException as error:  # noqa: BLE001 (whoever takes the group at this place shall see it)
+            self._has_all = True
+            self._ready.append(error)
+        finally:
+            self._planning.release()
+
+
 class _Work:
     """What the threads of one `ReadAhead` share."""
 
     def __init__(
         self,
+        planned: _Planned,
         read: Callable[[Group], Iterable[Any]],
         announce: Callable[[Ids], None],
         within: Callable[[], AbstractContextManager[object]],
         *,
         in_order: bool,
+        planned_ahead: int,
     ) -> None:
+        self.planned, self._planned_ahead = planned, planned_ahead
         self.tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self.announced: deque[Ids | None] = deque()  # one for each task
         self.closed = False
@@ -102,6 +144,8 @@ class _Work:
                 task.error = error
             task.done.release()
             del task  # the next wait may be long, and finished batches belong to the consumer
+            if not self.closed:
+                self.planned.plan(self._planned_ahead)
         self.tasks.put(None)  # for the next thread
 
     def _read_into(self, task: _Task) -> None:
@@ -148,7 +192,7 @@ class ReadAhead:
             timeout: How many seconds `next` waits for a batch; None for as long as it takes.
             within: Makes what each thread lives in, from its first group to its end.
         """
-        self._groups, self._work = groups, _Work(read, announce, within, in_order=in_order)
+        self._work = _Work(_Planned(groups), read, announce, within, in_order=in_order, planned_ahead=max_groups)
         self._max_groups, self._max_bytes, self._step_bytes = max_groups, max_bytes, step_bytes
         self._expected_bytes = step_bytes(None)
         self._num_workers, self._birth = num_workers, Birth()
@@ -231,14 +275,20 @@ class ReadAhead:
         return LoaderError(text)
 
     def _submit(self) -> None:
-        """Hands groups to the threads up to the bounds, but at least one."""
+        """Hands groups to the threads up to the bounds, but at least one.
+
+        Several at once, when less than half is left: a thread that is woken takes the interpreter's lock, which the
+        consumer then waits for.
+        """
         self._start()
+        if len(self._tasks) > max(self._num_workers, self._max_groups // 2):
+            return
         in_flight = sum(len(task.group.positions) for task in self._tasks)
         while not self._tasks or (
             len(self._tasks) < self._max_groups
             and (in_flight + len(self._tasks[0].group.positions)) * self._expected_bytes <= self._max_bytes
         ):
-            planned = next(self._groups, None)
+            planned = self._work.planned.take()
             if planned is None:
                 return
             group, announced = planned

@@ -38,7 +38,14 @@ def targets() -> Iterator[Target[Loading]]:
         f"batches of 4 MB, {BATCH_SAMPLES} samples, from 2 worker processes / np.copyto of as many, one thread",
         0.60,
         "%",
-        loading_promises.hand_over,
+        functools.partial(loading_promises.hand_over, targets=1),
+    )
+    yield Target(
+        "hand-over-turns",
+        "the same / np.copyto of as many into 4 arrays in turn, one thread",
+        None,
+        "%",
+        functools.partial(loading_promises.hand_over, targets=4),
     )
     yield Target(
         "hand-over-torch", "the same / torch's DataLoader, 2 workers", 3.0, "x", loading_promises.hand_over_torch

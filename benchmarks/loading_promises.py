@@ -158,10 +158,14 @@ def overhead(where: Loading, *, num_workers: int) -> list[float]:
     return [whole_pass(loader).seconds / batches * 1e6 for _ in range(where.repetitions)]
 
 
-def hand_over(where: Loading) -> list[float]:
-    """The rate of batches of 4 MB from two worker processes over that of copies between two warm arrays."""
+def hand_over(where: Loading, *, targets: int) -> list[float]:
+    """The rate of batches of 4 MB from two worker processes over that of copies, into so many warm arrays in turn.
+
+    Who holds one batch while the next one is written, in two processes, can't do with less than four arrays, which are
+    more than the caches nearest to the cores hold.
+    """
     ours = where.handing_over
-    copies = functools.partial(_copies, len(ours))
+    copies = functools.partial(_copies, len(ours), targets)
     return _times_as_fast(functools.partial(whole_pass, ours), copies, where.repetitions)
 
 
@@ -342,13 +346,13 @@ def _times_as_fast(ours: Callable[[], Spent], limit: Callable[[], Spent], repeti
     return [other.seconds / own.seconds for own, other in alternating(ours, limit, repetitions)]
 
 
-def _copies(batches: int) -> Spent:
-    """What as many copies of 4 MB take, between two arrays that are in memory."""
-    source, into = np.ones(BATCH_SHAPE, np.float32), np.zeros(BATCH_SHAPE, np.float32)
-    np.copyto(into, source)
+def _copies(batches: int, targets: int) -> Spent:
+    """What as many copies of 4 MB take, out of an array that is in memory into so many in turn."""
+    source = np.ones(BATCH_SHAPE, np.float32)
+    into = [np.ones(BATCH_SHAPE, np.float32) for _ in range(targets)]
     clock = Clock()
-    for _ in range(batches):
-        np.copyto(into, source)
+    for batch in range(batches):
+        np.copyto(into[batch % targets], source)
     return clock.spent()
 
 

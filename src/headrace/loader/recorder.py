@@ -43,6 +43,41 @@ class Recorder:
         meter: What its threads are busy with.
     """
 
+    # beyond thirty attributes an object without slots takes twice as long to change one
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_bar",
+        "_bar_due",
+        "_batches",
+        "_batches_before",
+        "_began_at",
+        "_bytes",
+        "_clock",
+        "_cores",
+        "_counts_before",
+        "_cpu_began",
+        "_due",
+        "_elapsed",
+        "_epoch",
+        "_first_wait",
+        "_former",
+        "_is_begun",
+        "_is_open",
+        "_mark_due",
+        "_marks",
+        "_on_stats",
+        "_passes",
+        "_process_cpu",
+        "_reads_here",
+        "_remote",
+        "_samples",
+        "_stats_due",
+        "_stats_seconds",
+        "_wait",
+        "meter",
+    )
+
     def __init__(
         self,
         *,

@@ -67,6 +67,7 @@ class Recorder:
         "_mark_due",
         "_marks",
         "_on_stats",
+        "_own",
         "_passes",
         "_process_cpu",
         "_reads_here",
@@ -106,7 +107,8 @@ class Recorder:
         self._cores = available_cores() if cores is None else cores
         self._clock = self.meter.clock(times_cpu=False)
         self._clock.is_on = False
-        self._former: Clock | None = None  # the thread's, while this one is on
+        self._former: Clock | None = None  # another loader's, which goes on when this one is off
+        self._own = 0.0  # the seconds of clocks that were given up
         self._samples = self._batches = self._bytes = self._passes = self._epoch = 0
         self._elapsed = self._wait = self._first_wait = self._remote = self._process_cpu = 0.0
         self._asked = self._began_at = self._cpu_began = 0.0
@@ -136,21 +138,38 @@ class Recorder:
     def asked(self) -> None:
         """The consumer asks for a batch, in this thread."""
         clock = self._clock
-        self._former = thread.clock
-        thread.clock = clock
+        if thread.clock is not clock:
+            clock = self._adopt()
         clock.is_on = True
         self._asked = perf_counter()
+
+    def _adopt(self) -> Clock:
+        """Makes a clock this thread's, for good: it is off in between, and each change would cost every batch.
+
+        But for the time of one batch only, where another loader's clock goes on meanwhile. Another thread's clock is
+        given up, so that it counts nothing there when it is on here.
+        """
+        former = thread.clock
+        self._former = former if former is not None and former.is_on else None
+        self._own += sum(self._clock.spent.seconds.values())
+        self.meter.give_back(self._clock)
+        clock = thread.clock = self._clock = self.meter.clock(times_cpu=False)
+        return clock
 
     def delivered(self, samples: int, nbytes: int) -> bool:
         """It gets one; returns whether `tell` is due."""
         now = perf_counter()
         self._wait += now - self._asked
         self._clock.is_on = False
-        thread.clock = self._former
+        if self._former is not None:
+            self._restore()
         self._batches += 1
         self._samples += samples
         self._bytes += nbytes
         return now >= self._due and self._is_due(now)
+
+    def _restore(self) -> None:
+        thread.clock, self._former = self._former, None
 
     def waited(self) -> None:
         """It gets none: the pass is over, or failed."""
@@ -161,7 +180,8 @@ class Recorder:
             self._wait += now - self._asked
             clock.is_on = False
             clock.clear()
-            thread.clock = self._former
+            if self._former is not None:
+                self._restore()
 
     def ended(self) -> None:
         """The pass has ended, however it did; nothing where none is open."""
@@ -276,7 +296,7 @@ class Recorder:
         spent = self.meter.totals()
         if self._reads_here:
             # what the consumer waits for and no stage says is reading: stages for it would cost more than small batches
-            own = sum(self._clock.so_far().seconds.values())
+            own = self._own + sum(self._clock.so_far().seconds.values())
             spent.seconds["read"] += max(0.0, wait - own)
         return Mark(
             self._samples,

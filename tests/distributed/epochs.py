@@ -22,6 +22,11 @@ def _threads(samples: int, options: dict[str, Any]) -> Iterable[Any]:
     return DataLoader(numbers(samples), num_workers=2, **ORDER, **options)
 
 
+def _processes(samples: int, options: dict[str, Any]) -> Iterable[Any]:
+    workers: dict[str, Any] = {"num_workers": 1, "worker_type": "process", "persistent_workers": True}
+    return DataLoader(numbers(samples), transform=dict, **workers, **ORDER, **options)
+
+
 def _stream(samples: int, options: dict[str, Any]) -> Iterable[Any]:
     return TorchLoader(numbers(samples).to_iterable_dataset(**ORDER, **options), batch_size=None)
 
@@ -39,6 +44,7 @@ def _sampler(samples: int, options: dict[str, Any]) -> Iterable[Any]:
 FACES: dict[str, Callable[[int, dict[str, Any]], Iterable[Any]]] = {
     "loader": _loader,
     "threads": _threads,
+    "processes": _processes,
     "stream": _stream,
     "forked": _forked,
     "sampler": _sampler,
@@ -55,6 +61,8 @@ def cases() -> dict[str, tuple[str, int, dict[str, int], str]]:
     for face, samples, size, rule in itertools.product(FACES, [48, 55], sizes, RULES):
         if face == "sampler" and (size != {"batch_size": BATCH} or rule == "pad_last"):
             continue  # torch's loader makes the batches, which have one size and no column more
+        if face == "processes" and (size != {"batch_size": BATCH} or samples == 48 or rule != "pad_last"):
+            continue  # each starts a process that imports torch
         if face == "forked" and (size != {"batch_size": BATCH} or samples == 48):
             continue  # each starts processes
         cases[f"{face} {samples} {size} {rule}"] = face, samples, size, rule

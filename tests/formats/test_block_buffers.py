@@ -17,7 +17,8 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def idle(monkeypatch):
-    """Nothing lies idle at first."""
+    """Nothing lies idle at first, and nothing of other tests comes back in the midst of one."""
+    gc.collect()
     idle = {size: deque(maxlen=8) for size in range(MIB, 8 * MIB + 1, MIB)}
     monkeypatch.setattr(block_buffers, "_idle", idle)
     return idle

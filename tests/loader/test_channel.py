@@ -135,6 +135,37 @@ def test_who_keeps_everything_has_copies_and_slots_stay_few(ends):
     assert theirs.slots_bytes == ours.slots_bytes <= 5 * rounded_up(2 * LARGE)
 
 
+def test_a_large_array_goes_back_though_the_rest_of_its_message_is_kept(ends):
+    ours, theirs = ends
+    kept = []
+    for i in range(20):
+        ours.send([{"x": large(i, 4 << 20), "y": np.full(5000, i)} for _ in range(2)])
+        received = theirs.receive(10)
+        assert [int(batch["x"][-1]) for batch in received] == [i, i]
+        kept.append(received[1]["y"])
+        del received
+        notify(ours, theirs)
+    assert [int(y[0]) for y in kept] == list(range(20))
+    assert ours.slots_bytes <= 2 * rounded_up((4 << 20) + 64) + 5 * rounded_up(2 * 40_100)
+
+
+def test_a_message_of_any_arrays_takes_few_slots(ends):
+    ours, theirs = ends
+    for sizes in (
+        [1 << 20] * 100,
+        [3 << 19, 9] * 50,
+        [1 << 19] * 200,
+        [70_000] * 1000,
+        [1 << 20, 1 << 25, 1 << 10] * 2,
+    ):
+        ours.send([large(i % 251, nbytes) for i, nbytes in enumerate(sizes)])
+        received = theirs.receive(10)
+        assert [(int(array[0]), array.nbytes) for array in received] == [(i % 251, n) for i, n in enumerate(sizes)]
+        assert len({address(array.base.base) for array in received}) <= 34
+        del received
+        notify(ours, theirs)
+
+
 def test_larger_messages_take_the_place_of_smaller_slots(ends):
     ours, theirs = ends
     for nbytes in range(LARGE, 40 * LARGE, LARGE):
@@ -307,27 +338,30 @@ def test_an_object_that_cannot_travel_raises_and_the_next_one_does(ends):
     assert theirs.receive(10) == 2
 
 
-HEADER = struct.Struct("<QIQIII")
+HEADER, SLOT = struct.Struct("<QIIII"), struct.Struct("<IQQ")
+NOWHERE = struct.pack("<2QB", 1, 1, 0).ljust(65, b"\0")  # one part, at byte 64, which says where no part is
 
 
 @pytest.mark.parametrize(
-    "header",
+    ("header", "slots"),
     [
-        (2**40, 0, 0, 0, 0, 0),  # a large object without a slot
-        (8, 0, 4096, 0, 0, 0),  # a size of no slot
-        (8, 5, 0, 0, 0, 0),  # an unknown slot
-        (8, 5, 2**40, 0, 0, 0),  # a slot larger than its memory
-        (2**13, 5, 4096, 0, 0, 0),  # an object larger than its slot
-        (8, 5, 4096, 2**31, 0, 0),  # more slots given back than there can be
+        ((2**40, 0, 0, 0, 0), []),  # more bytes than ever go through the socket
+        ((len(NOWHERE), 34, 0, 0, 0), []),  # more slots than a message has
+        ((len(NOWHERE), 1, 0, 0, 0), [(5, 8, 0)]),  # an unknown slot
+        ((len(NOWHERE), 1, 0, 0, 0), [(5, 8, 2**40)]),  # a slot larger than its memory
+        ((len(NOWHERE), 1, 0, 0, 0), [(5, 2**13, 4096)]),  # an object larger than its slot
+        ((len(NOWHERE), 2, 0, 0, 0), [(5, 8, 4096), (6, 8, 4096)]),  # a new slot without a descriptor
+        ((len(NOWHERE), 0, 2**31, 0, 0), []),  # more slots given back than there can be
     ],
 )
-def test_a_message_that_makes_no_sense_ends_the_channel(header):
+def test_a_message_that_makes_no_sense_ends_the_channel(header, slots):
     before = descriptors()
     raw, sock = socket.socketpair()
     theirs = Channel(sock)
     fd = os.memfd_create("test")
     os.ftruncate(fd, 4096)
-    socket.send_fds(raw, [HEADER.pack(*header)], [fd])
+    message = HEADER.pack(*header) + b"".join(SLOT.pack(*slot) for slot in slots) + NOWHERE
+    socket.send_fds(raw, [message], [fd])
     os.close(fd)
     with pytest.raises(ConnectionError, match="doesn't speak as this one does"):
         theirs.receive(10)

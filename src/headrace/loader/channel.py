@@ -3,9 +3,10 @@
 What is received is unpickled, and that runs code: so a channel connects a process and the workers that it has started,
 and carries only what the two have made themselves. No data from files is unpickled.
 
-A message is a few bytes through a socket if it is small. Otherwise it is written into a slot of shared memory, once,
-and its arrays are views of the slot at the other end: nothing is copied, no page is touched for the first time after
-the first few messages, and a descriptor is passed only with a new slot.
+A message is a few bytes through a socket if it is small. Otherwise its arrays are written into slots of shared memory,
+once, and are views of them at the other end: nothing is copied, no page is touched for the first time after the first
+few messages, and a descriptor is passed only with a new slot. A large array has a slot of its own, and so goes back as
+soon as nobody has it, whatever becomes of the rest of its message.
 
 Guarantees:
 - `send` may be called from any thread; messages arrive whole, in the order of the calls. `receive` belongs to one
@@ -31,31 +32,38 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from headrace.loader.encoding import Encoded, Pickler, ReplyPickler, decode, encode
+from headrace.loader.encoding import MOST_PIECES, Encoded, Pickler, ReplyPickler, decode_pieces, encode, in_pieces
 from headrace.loader.slots import LentSlots, SentSlots, Slot
 from headrace.metrics import stage
 
 _INLINE_BYTES = 16384  # up to here, the copies through the socket cost less than a slot's turn
 _READ_BYTES = 1 << 16
-_FEW_NOTICES = 1 << 16  # of slots, in one message; there are never more than a few
+# what no header goes beyond: the bytes say where each part of a message is
+_MOST_BYTES, _MOST_NOTICES = 1 << 28, 1 << 16
 
-# the bytes of the object; its slot, or 0 where they follow in the socket; the bytes of that slot if it is new, or 0;
-# how many slots are returned, retired and dropped, whose numbers follow
-_HEADER = struct.Struct("<QIQIII")
+# the bytes that go through the socket; how many slots the object has, and how many are returned, retired and dropped
+_HEADER = struct.Struct("<QIIII")
+_SLOT = struct.Struct("<IQQ")  # its number; the bytes that it holds; its own bytes if it is new, or 0
 
 
 class _Message(NamedTuple):
-    nbytes: int
-    slot: int
-    slot_bytes: int
+    """A header. The slots follow, each a `_SLOT`, then the other slots' numbers, then the bytes."""
+
+    inline_bytes: int
+    slots: int
     returned: int
     retired: int
     dropped: int
 
     @property
+    def notices(self) -> int:
+        """How many slots it only tells of."""
+        return self.returned + self.retired + self.dropped
+
+    @property
     def body_bytes(self) -> int:
         """What follows the header."""
-        return 4 * (self.returned + self.retired + self.dropped) + (0 if self.slot else self.nbytes)
+        return _SLOT.size * self.slots + 4 * self.notices + self.inline_bytes
 
 
 class Channel:
@@ -106,42 +114,41 @@ class Channel:
             self._send(obj)
 
     def _send(self, obj: Any) -> None:
-        encoded = encode(obj, pickler=self._pickler)
+        inline, *apart = in_pieces(encode(obj, pickler=self._pickler), inline_bytes=_INLINE_BYTES)
+        body = bytearray(inline.nbytes)
+        inline.write_into(memoryview(body))
         with self._sending:
             try:
-                if encoded.nbytes <= _INLINE_BYTES:
-                    body = bytearray(encoded.nbytes)
-                    encoded.write_into(memoryview(body))
-                    self._send_message(encoded.nbytes, None, body)
-                else:
-                    self._send_message(encoded.nbytes, self._written(encoded), b"")
-                self.bytes_sent += encoded.nbytes
+                slots = self._written(apart)
+                self._send_message(body, slots, [piece.nbytes for piece in apart])
+                self.bytes_sent += inline.nbytes + sum(piece.nbytes for piece in apart)
             finally:
                 if self._closed:
                     self._sent.clear()
 
-    def _written(self, encoded: Encoded) -> Slot:
-        slot = self._sent.take(encoded.nbytes)
+    def _written(self, pieces: list[Encoded]) -> list[Slot]:
+        slots = self._sent.take([piece.nbytes for piece in pieces])
         try:
-            encoded.write_into(slot.memory.data)
+            for piece, slot in zip(pieces, slots, strict=True):
+                piece.write_into(slot.memory.data)
         except BaseException:
-            self._sent.put_back(slot)
+            self._sent.put_back(slots)
             raise
-        return slot
+        return slots
 
-    def _send_message(self, nbytes: int, slot: Slot | None, body: bytes | bytearray) -> None:
+    def _send_message(self, body: bytearray, slots: list[Slot], sizes: list[int]) -> None:
         notices = _drained(self._lent.returned), _drained(self._lent.retired), self._sent.dropped()
-        number, fd = (0, None) if slot is None else (slot.number, slot.fd)
-        slot_bytes = 0 if slot is None or fd is None else slot.memory.nbytes
         numbers = [number for listed in notices for number in listed]
-        header = _HEADER.pack(nbytes, number, slot_bytes, *map(len, notices))
-        message = memoryview(b"".join((header, struct.pack(f"<{len(numbers)}I", *numbers), body)))
+        fds = [slot.fd for slot in slots if slot.fd is not None]
+        listed = [
+            _SLOT.pack(slot.number, nbytes, 0 if slot.fd is None else slot.memory.nbytes)
+            for slot, nbytes in zip(slots, sizes, strict=True)
+        ]
+        header = _HEADER.pack(len(body), len(slots), *map(len, notices))
+        message = memoryview(b"".join((header, *listed, struct.pack(f"<{len(numbers)}I", *numbers), body)))
         try:
-            if fd is None:
-                self._sock.sendall(message, socket.MSG_NOSIGNAL)
-            else:
-                sent = socket.send_fds(self._sock, [message], [fd], socket.MSG_NOSIGNAL)
-                self._sock.sendall(message[sent:], socket.MSG_NOSIGNAL)
+            sent = socket.send_fds(self._sock, [message], fds, socket.MSG_NOSIGNAL) if fds else 0
+            self._sock.sendall(message[sent:], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError) as error:
             # not closed: what it sent before it went can still be received
             raise EOFError("the other end of the channel is gone") from error
@@ -152,7 +159,7 @@ class Channel:
             self.close()  # the other end may have half of it
             raise
         finally:
-            if slot is not None:
+            for slot in slots:
                 slot.close_fd()
 
     def receive(self, timeout: float | None = None) -> Any:
@@ -181,7 +188,7 @@ class Channel:
 
     def _read_more(self) -> None:
         try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, _READ_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self._sock, _READ_BYTES, MOST_PIECES, socket.MSG_CMSG_CLOEXEC)
             self._fds.extend(fds)
             self._buffer += data
         except OSError as error:
@@ -205,8 +212,8 @@ class Channel:
         if len(self._buffer) < _HEADER.size:
             return None
         message = _Message(*_HEADER.unpack_from(self._buffer))
-        inline_fits = message.slot or (message.nbytes <= _INLINE_BYTES and not message.slot_bytes)
-        if not inline_fits or max(message.returned, message.retired, message.dropped) > _FEW_NOTICES:
+        most = _Message(_MOST_BYTES, MOST_PIECES, *[_MOST_NOTICES] * 3)
+        if any(got > limit for got, limit in zip(message, most, strict=True)):
             raise self._refused(f"a header of {message}")
         return message if len(self._buffer) >= _HEADER.size + message.body_bytes else None
 
@@ -215,38 +222,43 @@ class Channel:
         body = self._buffer[_HEADER.size : end]
         del self._buffer[:end]
         try:
-            memory = self._opened(message, body)
+            pieces = self._opened(message, body)
         except ValueError as error:
             self._check()
             raise self._refused(str(error)) from error
         except BaseException:
             self.close()
             raise
-        self.bytes_received += message.nbytes
+        self.bytes_received += sum(piece.nbytes for piece in pieces)
         with stage("copy"):
-            return decode(memory)
+            return decode_pieces(pieces)
 
-    def _opened(self, message: _Message, body: bytearray) -> memoryview:
+    def _opened(self, message: _Message, body: bytearray) -> list[memoryview]:
         """Takes notice of what a message says of slots; gives the memory of its object."""
-        count = message.returned + message.retired + message.dropped
-        numbers = struct.unpack_from(f"<{count}I", body)
-        first_dropped = count - message.dropped
+        slots_bytes = _SLOT.size * message.slots
+        numbers = struct.unpack_from(f"<{message.notices}I", body, slots_bytes)
+        first_dropped = message.notices - message.dropped
         self._sent.returned.extend(numbers[: message.returned])
         self._sent.retired.extend(numbers[message.returned : first_dropped])
         for number in numbers[first_dropped:]:
             self._lent.forget(number)
-        if not message.slot:
-            return memoryview(body)[4 * count :]
-        if message.slot_bytes:
-            try:
-                fd = self._fds.popleft()
-            except IndexError:
-                raise ValueError(f"slot {message.slot} without a descriptor") from None
-            try:
-                self._lent.add(message.slot, fd, message.slot_bytes)
-            finally:
-                os.close(fd)
-        return self._lent.lend(message.slot, message.nbytes)
+        held: list[tuple[int, int]] = []
+        for number, nbytes, slot_bytes in _SLOT.iter_unpack(body[:slots_bytes]):
+            if slot_bytes:
+                self._add(number, slot_bytes)
+            held.append((number, nbytes))
+        return [memoryview(body)[slots_bytes + 4 * message.notices :], *self._lent.lend(held)]
+
+    def _add(self, number: int, slot_bytes: int) -> None:
+        """Maps a new slot."""
+        try:
+            fd = self._fds.popleft()
+        except IndexError:
+            raise ValueError(f"slot {number} without a descriptor") from None
+        try:
+            self._lent.add(number, fd, slot_bytes)
+        finally:
+            os.close(fd)
 
     def _refused(self, got: str) -> Exception:
         self.close()

@@ -37,6 +37,9 @@ _NUMPY_KNOWS: Final = frozenset({
 })  # fmt: skip
 # a memoryview's assignment holds the interpreter's lock; NumPy's gives it up, and costs 1 µs more
 _SMALL_BYTES = 8192
+MOST_PIECES: Final = 33  # of a message, besides the first
+_APART_BYTES = 1 << 20  # parts of this size are pieces by themselves, so that who keeps another doesn't keep them
+_SHARED_BYTES = 2 << 20  # what others share
 
 
 class Encoded(NamedTuple):
@@ -115,6 +118,10 @@ def decode(memory: memoryview) -> Any:
         ValueError: These are no such parts.
         Exception: Whatever unpickling raises.
     """
+    return _decoded(_parts(memory))
+
+
+def _parts(memory: memoryview) -> list[memoryview]:
     count = struct.unpack_from("<Q", memory)[0] if memory.nbytes >= 8 else 0
     if not 1 <= count <= memory.nbytes // 8 - 1:
         raise ValueError(f"expected at least one part in {memory.nbytes} bytes, got {count}")
@@ -122,8 +129,57 @@ def decode(memory: memoryview) -> Any:
     offsets, end = _offsets(sizes)
     if end > memory.nbytes:
         raise ValueError(f"expected {count} parts in {memory.nbytes} bytes, got sizes up to byte {end}")
-    views = [memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
-    return pickle.loads(views[0], buffers=views[1:])  # noqa: S301 (what another process of this loader has encoded)
+    return [memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
+
+
+def in_pieces(encoded: Encoded, *, inline_bytes: int) -> list[Encoded]:
+    """The parts in up to `MOST_PIECES` pieces, besides the first, to be written into memory each by itself.
+
+    The first one holds what is small, if all of it together is at most `inline_bytes`, and where each part is. Large
+    parts are pieces by themselves; others share some, in their order.
+    """
+    sizes = [part.nbytes for part in encoded.parts]
+    # these thirty-seconds and sixteenths are why there are so few
+    apart_bytes, shared_bytes = max(_APART_BYTES, encoded.nbytes >> 5), max(_SHARED_BYTES, encoded.nbytes >> 4)
+    goes_inline = _offsets([size for size in sizes if size < apart_bytes])[1] <= inline_bytes
+    pieces: list[list[memoryview]] = [[]]
+    places = bytearray()
+    shared, free_bytes = 0, 0
+    for part, size in zip(encoded.parts, sizes, strict=True):
+        if size >= apart_bytes:
+            place = len(pieces)
+            pieces.append([])
+        elif goes_inline:
+            place = 0
+        else:
+            if size > free_bytes:
+                shared, free_bytes = len(pieces), shared_bytes
+                pieces.append([])
+            place, free_bytes = shared, free_bytes - size
+        pieces[place].append(part)
+        places.append(place)
+    pieces[0].insert(0, memoryview(places))
+    return [Encoded.of(parts) for parts in pieces]
+
+
+def decode_pieces(memories: Sequence[memoryview]) -> Any:
+    """The object whose parts the pieces hold, bytes each; its arrays are views of them.
+
+    Raises:
+        ValueError: These are no such parts.
+        Exception: Whatever unpickling raises.
+    """
+    first, *others = map(_parts, memories)
+    pieces = [iter(first[1:]), *map(iter, others)]
+    try:
+        parts = [next(pieces[place]) for place in first[0]]
+    except (IndexError, StopIteration):
+        raise ValueError(f"expected the places of parts in {len(pieces)} pieces, got {bytes(first[0])!r}") from None
+    return _decoded(parts)
+
+
+def _decoded(parts: Sequence[memoryview]) -> Any:
+    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (what another process of this loader has encoded)
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # has no annotations

@@ -1,4 +1,4 @@
-"""Slots: pieces of shared memory for one message each, written by one process, viewed by another, and used again.
+"""Slots: pieces of shared memory for a part of a message each, written by one process, viewed by another, used again.
 
 Guarantees:
 - A slot is written only while nobody views it: it is lent with the arrays of its message, and free again when the last
@@ -18,14 +18,17 @@ import os
 import sys
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from headrace.formats import Array
 
-_MOST_IDLE = 8  # a burst's slots go when it is over; a slot that is in turn used and idle is never among these
+# messages whose slots may be idle: a burst's go when it is over; a slot in turn used and idle is never among those
+_IDLE_MESSAGES = 8
 _LEAST_BYTES = 1 << 16
+_MOST_TIMES = 8  # as large as needed, and no more, is a slot for a message
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _POPULATE: Final = getattr(
     mmap, "MAP_POPULATE", 0x8000 if sys.platform == "linux" else 0
@@ -42,6 +45,14 @@ class _Owner:
     def __init__(self, address: int, nbytes: int, kept: Any = None) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": (nbytes,), "typestr": "|u1"}
         self.kept = kept
+
+
+class _Message:
+    """What the owners of a message's memory have in common."""
+
+
+def _forgotten(messages: dict[int, Any], key: int, _: Any) -> None:
+    messages.pop(key, None)
 
 
 def map_memory(fd: int, nbytes: int, *, shared: bool) -> Array:
@@ -119,36 +130,54 @@ class SentSlots:
         self._slots: dict[int, Slot] = {}
         self._idle: dict[int, None] = {}  # numbers, the one that was used last at the end
         self._dropped: list[int] = []
+        self._most_idle = 0
 
     @property
     def nbytes(self) -> int:
         """The bytes of all slots."""
         return sum(slot.memory.nbytes for slot in list(self._slots.values()))
 
-    def take(self, nbytes: int) -> Slot:
-        """A slot of at least this size: the smallest that is free, or a new one.
+    def take(self, sizes: Sequence[int]) -> list[Slot]:
+        """Slots for a message, one of at least each of these sizes: the smallest that is free, or a new one.
 
-        A new one takes the place of one that is free and too small, so there are never more than were in use at once.
+        A new one takes the place of one that is free and too small. One that is far too large isn't taken, since who
+        keeps the message would keep all of it.
         """
+        self._most_idle = max(self._most_idle, _IDLE_MESSAGES * len(sizes))
         self._take_back()
-        fitting = [number for number in reversed(self._idle) if self._slots[number].memory.nbytes >= nbytes]
+        taken: list[Slot] = []
+        try:
+            taken.extend(map(self._take, sizes))
+        except BaseException:
+            self.put_back(taken)
+            raise
+        return taken
+
+    def _take(self, nbytes: int) -> Slot:
+        def size_of(number: int) -> int:
+            return self._slots[number].memory.nbytes
+
+        size = rounded_up(nbytes)
+        fitting = [number for number in reversed(self._idle) if nbytes <= size_of(number) <= _MOST_TIMES * size]
         if fitting:
-            number = min(fitting, key=lambda number: self._slots[number].memory.nbytes)
+            number = min(fitting, key=size_of)
             del self._idle[number]
             return self._slots[number]
-        if self._idle:
-            self._drop(min(self._idle, key=lambda number: self._slots[number].memory.nbytes))
+        smallest = min(self._idle, key=size_of, default=None)
+        if smallest is not None and size_of(smallest) < nbytes:
+            self._drop(smallest)
         self._made += 1
-        slot = self._slots[self._made] = Slot(self._made, rounded_up(nbytes))
+        slot = self._slots[self._made] = Slot(self._made, size)
         return slot
 
-    def put_back(self, slot: Slot) -> None:
-        """Takes a slot whose message was not sent."""
-        if slot.fd is None:
-            self._idle[slot.number] = None
-        else:
-            slot.close_fd()
-            del self._slots[slot.number]  # the other end doesn't know it
+    def put_back(self, slots: Sequence[Slot]) -> None:
+        """Takes the slots of a message that was not sent."""
+        for slot in slots:
+            if slot.fd is None:
+                self._idle[slot.number] = None
+            else:
+                slot.close_fd()
+                del self._slots[slot.number]  # the other end doesn't know it
 
     def dropped(self) -> list[int]:
         """The numbers of slots that are no more, and which the other end has not been told of."""
@@ -162,7 +191,7 @@ class SentSlots:
                 self._idle[number] = None
         while self.retired:
             self._slots.pop(self.retired.popleft(), None)
-        while len(self._idle) > _MOST_IDLE:
+        while len(self._idle) > self._most_idle:
             self._drop(next(iter(self._idle)))
 
     def _drop(self, number: int) -> None:
@@ -193,13 +222,14 @@ class LentSlots:
     """
 
     def __init__(self, most_lent: int) -> None:
-        """Lends at most `most_lent` slots at once; what comes beyond is copied."""
+        """Lends the slots of at most `most_lent` messages at once; what comes beyond is copied."""
         self.returned: deque[int] = deque()
         self.retired: deque[int] = deque()
         self._most_lent = most_lent
         self._mapped: dict[int, Array] = {}
         # by the id of the reference, since references to arrays can't be hashed
         self._lent: dict[int, tuple[weakref.ref[_Owner], int]] = {}
+        self._messages: dict[int, weakref.ref[_Message]] = {}  # those of which anything is lent
         self._inherited: set[int] = set()  # numbers of those that were lent while this process forked
         _watch_forks()
         key = id(self)
@@ -225,24 +255,37 @@ class LentSlots:
         """Lets a slot go that the other end has dropped."""
         self._mapped.pop(number, None)
 
-    def lend(self, number: int, nbytes: int) -> memoryview:
-        """The first bytes of a slot, which is given back when the last view of them is gone.
+    def lend(self, held: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """The memory of one message: the first bytes of some slots, each given back when its last view is gone.
+
+        Args:
+            held: The numbers of the slots, and how many bytes of each.
 
         Raises:
             ValueError: There is no such slot, or it is smaller.
         """
-        memory = self._mapped.get(number)
-        if memory is None or nbytes > memory.nbytes:
-            raise ValueError(f"expected {nbytes} bytes in slot {number}, got {0 if memory is None else memory.nbytes}")
-        if len(self._lent) >= self._most_lent:
-            copied = np.array(memory[:nbytes])
-            self.returned.append(number)
-            return copied.data
-        owner: Any = _Owner(memory.__array_interface__["data"][0], nbytes, memory)
-        reference = weakref.ref(owner, self._returned)
-        self._lent[id(reference)] = reference, number
-        lent: Array = np.asarray(owner)
-        return lent.data
+        if not held:
+            return []
+        message: Any = _Message()
+        # the message is gone with the last of its owners
+        self._messages[id(message)] = weakref.ref(message, functools.partial(_forgotten, self._messages, id(message)))
+        is_copied = len(self._messages) > self._most_lent
+        lent: list[memoryview] = []
+        for number, nbytes in held:
+            memory = self._mapped.get(number)
+            if memory is None or nbytes > memory.nbytes:
+                got = 0 if memory is None else memory.nbytes
+                raise ValueError(f"expected {nbytes} bytes in slot {number}, got {got}")
+            if is_copied:
+                lent.append(np.array(memory[:nbytes]).data)
+                self.returned.append(number)
+                continue
+            owner: Any = _Owner(memory.__array_interface__["data"][0], nbytes, (memory, message))
+            reference = weakref.ref(owner, self._returned)
+            self._lent[id(reference)] = reference, number
+            array: Array = np.asarray(owner)
+            lent.append(array.data)
+        return lent
 
     def _returned(self, reference: "weakref.ref[_Owner]") -> None:
         _, number = self._lent.pop(id(reference))

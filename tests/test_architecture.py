@@ -34,7 +34,7 @@ PACKAGES: dict[str, set[str] | None] = {
     "order": {"math", "dataclasses", "typing", "collections.abc", "numpy"},
 }
 
-READS_ENVIRONMENT = ("headrace.datasets.world", "headrace.cli")
+READS_ENVIRONMENT = ("headrace.datasets.world", "headrace.cli", "headrace.loader.tunables")  # the last passes it on
 RUNS_CODE_IN_DATA = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 # What travels between a loader and the worker processes that it started is theirs alone: no file's content is unpickled
 MAY_PICKLE = ("headrace.loader.encoding",)

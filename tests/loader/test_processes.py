@@ -1,5 +1,7 @@
 """Worker processes: how they start and end, in which order batches come, and how many are made ahead."""
 
+import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -17,6 +19,8 @@ import pytest
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
+from headrace.loader.grouping import JobSteps
+from headrace.loader.process_ahead import Job
 from headrace.loader.processes import Processes
 from headrace.loader.seeding import worker_seed
 from tests.loader import works
@@ -104,6 +108,24 @@ def test_a_worker_has_the_paths_folder_environment_and_arguments_of_the_loader_s
     }
 
 
+def test_the_c_library_of_a_worker_is_tuned_and_its_environment_is_not(monkeypatch):
+    tunables = functools.partial(os.environ.get, "GLIBC_TUNABLES")
+
+    def at_start() -> bytes:
+        return Path("/proc/self/environ").read_bytes()
+
+    for own in (None, "glibc.malloc.check=0"):
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        if own is not None:
+            monkeypatch.setenv("GLIBC_TUNABLES", own)
+        processes = Processes(1, Doing())
+        seen, started_with = done_by(processes, tunables, at_start)
+        assert seen == own
+        assert f"GLIBC_TUNABLES={own or ''}".encode() in started_with
+        assert b"glibc.cpu.x86_non_temporal_threshold=" in started_with
+        processes.close()
+
+
 def test_what_is_no_text_among_the_paths_is_passed_over_as_imports_do(monkeypatch):
     paths = list(sys.path)
     monkeypatch.setattr(sys, "path", [Path("/nowhere"), *paths])
@@ -151,6 +173,42 @@ def handed_out(processes: Processes, **options: Any) -> int:
     ahead = in_hand(passing)
     passing.close()
     return ahead
+
+
+def test_jobs_hold_as_many_steps_as_take_a_worker_long_enough():
+    steps = JobSteps(32, 1 << 20)
+    assert steps.next == 1
+    seen = []
+    for seconds, step_bytes in [(1e-5, 1)] * 6 + [(1e-5, 1 << 18), (1e-5, 1 << 30), (1e-5, 1), (0.0, 1), (0.003, 1)]:
+        steps.took(steps.next, seconds * steps.next, step_bytes)
+        seen.append(steps.next)
+    assert seen == [2, 4, 8, 16, 32, 32, 4, 1, 2, 4, 1]
+    steps = JobSteps(3)
+    for _ in range(5):
+        steps.took(1, 1e-5, 1)
+    assert steps.next == 3
+
+
+def test_jobs_grow_while_their_steps_take_next_to_nothing_and_no_more_steps_than_max_steps_are_handed_out(shared):
+    sizes: list[int] = []
+    delivered = 0
+
+    def jobs() -> Iterator[Job]:
+        steps = iter(range(100))
+        while ids := list(itertools.islice(steps, job_steps.next)):
+            sizes.append(len(ids))
+            bounds = list(range(len(ids) + 1))
+            yield Job([constant(i) for i in ids], np.array(ids), bounds, [i + 1 for i in ids])
+
+    job_steps = JobSteps(4)
+    passing = ahead_of(shared, jobs(), job_steps=job_steps, max_steps=9)
+    for batch, position in passing:
+        assert (batch, position) == (delivered, delivered + 1)
+        delivered += 1
+        assert sum(sizes) - delivered <= 9 + 3  # those of one job that were not asked for yet
+    assert delivered == 100
+    assert sizes[:1] == [1]
+    assert 4 in sizes
 
 
 def test_no_more_jobs_than_max_groups_are_handed_out(shared):

@@ -216,7 +216,7 @@ def test_a_batch_that_cannot_be_pickled_is_an_error_that_names_it_and_those_befo
         "BufferedReader, can't: cannot pickle '_io.BufferedReader' object; give batches of arrays, or use "
         'worker_type="thread"'
     )
-    assert "while it worked on samples 0, 1 of epoch 2" in caught.value.__notes__
+    assert "while it worked on samples 1 of epoch 2" in caught.value.__notes__
 
 
 def test_a_batch_that_cannot_be_unpickled_here_is_an_error_that_names_it(shared):
@@ -254,10 +254,26 @@ def test_an_error_in_taking_notes_comes_in_the_place_of_the_batches_that_they_ca
         sys._getframe(1).f_locals["self"].notes.append(5)
         return "there"
 
-    passing = ahead_of(shared, [constant(1), noting], notes=refuse)
-    assert next(passing)[0] == 1
-    with pytest.raises(SampleError, match=r"too many: \[5\]"):
+    for together in (1, 3):
+        passing = ahead_of(shared, jobs_of([constant(1), noting, constant(2)], together=together), notes=refuse)
+        assert next(passing)[0] == 1
+        with pytest.raises(SampleError, match=r"too many: \[5\]"):
+            next(passing)
+
+
+def test_what_a_failing_step_has_noted_is_told_after_the_batches_before_it(shared):
+    told: list[Any] = []
+
+    def fail() -> None:
+        sys._getframe(1).f_locals["self"].notes.append("skipped")
+        raise ValueError("no more")
+
+    passing = ahead_of(shared, jobs_of([constant(0), constant(1), fail], together=3), notes=told.append)
+    assert [next(passing)[0], next(passing)[0]] == [0, 1]
+    assert told == []
+    with pytest.raises(ValueError, match="no more"):
         next(passing)
+    assert told == [["skipped"]]
 
 
 # -- processes that die -----------------------------------------------------------------------------------------------
@@ -284,6 +300,13 @@ def test_a_process_that_is_killed_as_for_lack_of_memory_is_an_error_that_names_t
         "  the system does this when memory runs out (dmesg tells): give fewer workers, smaller batches or a smaller "
         "prefetch_bytes"
     )
+
+
+def test_a_death_in_the_middle_of_a_job_names_the_step(mortal):
+    processes = mortal()
+    passing = ahead_of(processes, jobs_of([constant(0), constant(1), functools.partial(os._exit, 3)], together=3))
+    with pytest.raises(LoaderError, match=r"exit code 3 while it worked on samples 2 of epoch 2"):
+        next(passing)
 
 
 def test_a_crash_is_an_error_that_tells_where_it_happened(mortal):
@@ -352,6 +375,27 @@ def test_a_hang_is_an_error_that_shows_what_each_process_does_and_processes_end_
     assert processes.closed
 
 
+def test_a_time_limit_is_held_against_a_step_and_not_against_all_of_a_job(mortal, tmp_path):
+    def wait(number: int) -> int:
+        # 8 steps of 0.4 seconds each take longer than the limit together
+        while not (tmp_path / str(number)).exists():
+            time.sleep(0.01)
+        return number
+
+    processes = mortal()
+    assert done_by(processes, constant(0)) == [0]
+    timers = [threading.Timer(0.4 * (i + 1), (tmp_path / str(i)).touch) for i in range(8)]
+    for timer in timers:
+        timer.start()
+    jobs = jobs_of([functools.partial(wait, i) for i in range(8)], together=8)
+    assert [batch for batch, _ in ahead_of(processes, jobs, timeout=2.0)] == list(range(8))
+    jobs = jobs_of([constant(0), functools.partial(wait, 8)], together=2)
+    with pytest.raises(LoaderError, match=r"no batch came within 0.3 seconds.*that of samples 1 of epoch 2"):
+        next(ahead_of(processes, jobs, timeout=0.3))
+    for timer in timers:
+        timer.join()
+
+
 def test_closing_from_another_thread_ends_the_wait_for_a_batch_and_a_busy_process(mortal):
     processes = mortal()
     assert done_by(processes, constant(0)) == [0]
@@ -391,7 +435,7 @@ def test_dropping_processes_ends_them_and_closes_what_was_open(mortal):
 
 SCRIPT = """
 import collections, dataclasses, os, signal, sys, time
-from headrace.loader.process_ahead import ProcessAhead
+from headrace.loader.process_ahead import Job, ProcessAhead
 from headrace.loader.processes import Processes
 import numpy as np
 
@@ -421,7 +465,7 @@ def forever():
 processes = Processes(1, Work())
 
 def passing(*steps):
-    jobs = ((step, np.array([i]), [i + 1]) for i, step in enumerate(steps))
+    jobs = (Job(step, np.array([i]), [0, 1], [i + 1]) for i, step in enumerate(steps))
     return ProcessAhead(jobs, processes, seed=0, epoch=0, max_groups=2, max_bytes=1000, step_bytes=lambda batch: 1)
 
 [(pair, position)] = passing(once)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.loader.process_ahead import ProcessAhead
+from headrace.loader.process_ahead import Job, ProcessAhead
 from headrace.loader.processes import Processes
 from tests.loader.stand_ins import WAITING_SECONDS
 
@@ -40,12 +40,12 @@ class Doing:
         return notes
 
 
-def jobs_of(steps: Iterable[Callable[[], Any]], *, together: int = 1) -> Iterator[tuple[Any, Any, list[int]]]:
+def jobs_of(steps: Iterable[Callable[[], Any]], *, together: int = 1) -> Iterator[Job]:
     """Jobs of some functions each; functions are "samples", numbered from 0."""
     functions = list(steps)
     for first in range(0, len(functions), together):
         ids = np.arange(first, min(first + together, len(functions)))
-        yield [functions[i] for i in ids], ids, (ids + 1).tolist()
+        yield Job([functions[i] for i in ids], ids, list(range(len(ids) + 1)), (ids + 1).tolist())
 
 
 def ahead_of(processes: Processes, jobs: Any, **options: Any) -> ProcessAhead:

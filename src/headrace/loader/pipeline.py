@@ -27,18 +27,18 @@ from headrace.datasets.schedule import Schedule
 from headrace.datasets.skipping import SampleReader, Skipped
 from headrace.formats import DatasetSource, Ids, Source
 from headrace.loader.device import Delivery
-from headrace.loader.grouping import resolve_grouping
+from headrace.loader.grouping import JobSteps, resolve_grouping
 from headrace.loader.plan import Group, plan_groups
 from headrace.loader.pool import Pool
 from headrace.loader.prefetch import ReadAhead
-from headrace.loader.process_ahead import ProcessAhead
+from headrace.loader.process_ahead import Job, ProcessAhead
 from headrace.loader.processes import Processes
 from headrace.loader.reading import BatchReader
 from headrace.loader.recorder import Recorder
 from headrace.loader.seeding import Seeding, kept_generators
 from headrace.loader.stats import Stats
 from headrace.loader.trees import bytes_of
-from headrace.loader.user_code import Read, UserCode
+from headrace.loader.user_code import UserCode
 from headrace.loader.work import Finish, ReadAndFinish, Work
 from headrace.loader.workers import Workers
 from headrace.metrics import metering, stage, timed
@@ -139,22 +139,28 @@ class Pipeline:
             pool = lender(source.schema, self.rows * at_once, idle=self._grouping.idle)
         self._reader = BatchReader(SampleReader(source, skipped), code, pool=pool, steps_at_once=at_once)
         self._processes: Processes | None = None
+        self._job_steps = self._grouping.job_steps() if isinstance(source, DatasetSource) else JobSteps(1)
 
     def bring(self, epoch: int, position: int) -> Brought:
         """The batches of an epoch from a position on."""
         source = self.schedule.source_of(epoch)
+        self._queues.clear()
+        if self.workers.are_processes and isinstance(source, DatasetSource):
+            planned = timed("plan", plan_groups(self.schedule, epoch, position, lambda: self._job_steps.next))
+            jobs = (Job(group, group.sample_ids, group.bounds, group.positions) for group in planned)
+            return self._in_processes(jobs, epoch, position)
         group_rows = self.rows * self._grouping.steps
         groups = announced(
             source,
-            plan_groups(self.schedule, epoch, position, self._grouping.steps),
+            plan_groups(self.schedule, epoch, position, lambda: self._grouping.steps),
             group_samples=group_rows,
             ahead=max(1, self.workers.count, -(-_ANNOUNCED_SAMPLES // group_rows)),
             least=max(2, self.workers.count),
         )
         groups = timed("plan", groups)
-        self._queues.clear()
         if self.workers.are_processes:
-            return self._in_processes(source, groups, epoch, position)
+            read = self._ahead(source, groups, _reading(self._reader.over(source).raw))
+            return self._in_processes(_ReadJobs(read), epoch, position, _ends_of(read, source))
         return self._in_threads(source, groups, epoch)
 
     # -- in the caller's thread, or in threads ------------------------------------------------------------------------
@@ -196,36 +202,33 @@ class Pipeline:
 
     # -- in worker processes ------------------------------------------------------------------------------------------
 
-    def _in_processes(self, source: Source, groups: Iterator[Announced], epoch: int, position: int) -> Brought:
+    def _in_processes(
+        self, jobs: Iterator[Job], epoch: int, position: int, ends: tuple[Callable[[], object], ...] = ()
+    ) -> Brought:
+        """What worker processes make; `ends` ends what brings their jobs."""
         processes = self._processes
         if processes is None or processes.closed:
             processes = self._start_processes()
-        ends: list[Callable[[], object]] = []
-        jobs: Iterator[Any]
-        if isinstance(source, DatasetSource):
-            jobs = ((group, group.sample_ids, group.positions) for group, _ in groups)
-        else:
-            read = self._ahead(source, groups, _reading(self._reader.over(source).raw))
-            jobs = _ReadJobs(read)
-            ends += _ends_of(read, source)
         ahead = ProcessAhead(
             jobs,
             processes,
             seed=self.schedule.order.seed,
             epoch=epoch,
             max_groups=self._grouping.most,
+            max_steps=self._grouping.most_steps,
             max_bytes=self._grouping.most_bytes,
             step_bytes=self._measure,
+            job_steps=self._job_steps,
             timeout=self.workers.timeout_seconds,
             notes=self._note,
             recorder=self.recorder.add_remote,
         )
         self._queues.insert(0, weakref.ref(ahead))
-        ends.insert(0, ahead.close)
+        ends = ahead.close, *ends
         if not self.workers.persistent:
-            ends.insert(0, processes.close)
+            ends = processes.close, *ends
         if self.delivery.is_plain:
-            return Brought(ahead, tuple(ends))
+            return Brought(ahead, ends)
         # copies are to begin before the consumer asks for them, so a thread of its own takes the batches and sends them
         sent = ReadAhead(
             self._placeholders(position),
@@ -324,15 +327,15 @@ class Pipeline:
         )
 
 
-class _ReadJobs(Iterator[tuple[Any, Ids, list[int]]]):
+class _ReadJobs(Iterator[Job]):
     """What threads have read, as jobs for worker processes."""
 
     def __init__(self, read: ReadAhead) -> None:
         self._read = read
 
-    def __next__(self) -> tuple[Read, Ids, list[int]]:
+    def __next__(self) -> Job:
         read, position = next(self._read)
-        return read, read.sample_ids, [position]
+        return Job(read, read.sample_ids, [0, len(read.sample_ids)], [position])
 
     def ready(self) -> bool:
         """Whether the next one is there, or the end is."""

@@ -1,6 +1,6 @@
 """The rest of an epoch, cut into groups of steps that are read together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -38,27 +38,28 @@ class Group(NamedTuple):
             yield Step(self.sample_ids[start:stop], None if self.valid is None else self.valid[start:stop])
 
 
-def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: int) -> Iterator[Group]:
+def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: Callable[[], int]) -> Iterator[Group]:
     """The rest of an epoch in groups of steps.
 
     Args:
         schedule: What to read when.
         epoch: The epoch.
         position: Where in it to begin.
-        steps_a_group: Steps of each group but the last.
+        steps_a_group: Tells how many steps the next group has, if so many are left.
     """
     steps = schedule.steps
     size = steps.global_batch_size
-    samples_a_group = steps_a_group * max(1, size // steps.world_size)
-    at_once = steps_a_group * max(1, _PLANNED_SAMPLES // samples_a_group)
+    samples_a_step = max(1, size // steps.world_size)
     while left := steps.remaining(position):
-        count = min(at_once, left)
+        at_once = steps_a_group()
+        count = min(at_once * max(1, _PLANNED_SAMPLES // (at_once * samples_a_step)), left)
         ids, bounds, valid = schedule.plan(epoch, position, count)
         edges = bounds.tolist()
         end = steps.advanced(position, count)
         positions = [*range(position + size, position + size * count, size), end]
-        for first in range(0, count, steps_a_group):
-            last = min(first + steps_a_group, count)
+        last = 0
+        while last < count:
+            first, last = last, min(last + steps_a_group(), count)
             start, stop = edges[first], edges[last]
             inner = [edge - start for edge in edges[first : last + 1]]
             marks = None if valid is None else valid[start:stop]

@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from headrace.datasets.skipping import listed_ids
 from headrace.errors import ArgumentError, LoaderError
 from headrace.formats import Ids
 from headrace.loader.forks import Birth
+from headrace.loader.grouping import JobSteps
 from headrace.loader.processes import Processes
 from headrace.loader.remote_errors import unpacked
 from headrace.loader.worker import ANY
@@ -28,13 +29,29 @@ _LOOK_SECONDS = 0.2  # how often a wait looks whether the process that it waits 
 _READY_SECONDS = 0.002  # how often it looks for further jobs to hand out
 
 
+class Job(NamedTuple):
+    """Steps for a worker process to do.
+
+    Attributes:
+        content: What it is sent.
+        sample_ids: int64, shape (rows,): the samples of all the steps, one step after the other.
+        bounds: Step i holds rows [bounds[i], bounds[i + 1]).
+        positions: The epoch's position after each step.
+    """
+
+    content: Any
+    sample_ids: Ids
+    bounds: list[int]
+    positions: list[int]
+
+
 class _Task:
     """A job in the hands of a worker; of none where it could not be had, with the error."""
 
-    __slots__ = ("error", "number", "positions", "sample_ids", "was_sent", "worker")
+    __slots__ = ("bounds", "error", "number", "positions", "sample_ids", "was_sent", "worker")
 
-    def __init__(self, sample_ids: Ids, positions: list[int]) -> None:
-        self.sample_ids, self.positions = sample_ids, positions
+    def __init__(self, sample_ids: Ids, bounds: list[int], positions: list[int]) -> None:
+        self.sample_ids, self.bounds, self.positions = sample_ids, bounds, positions
         self.number = self.worker = -1
         self.was_sent = False
         self.error: BaseException | None = None
@@ -45,14 +62,16 @@ class ProcessAhead:
 
     def __init__(
         self,
-        jobs: Iterator[tuple[Any, Ids, list[int]]],
+        jobs: Iterator[Job],
         processes: Processes,
         *,
         seed: int,
         epoch: int,
         max_groups: int,
+        max_steps: int | None = None,
         max_bytes: int,
         step_bytes: Callable[[Any], int],
+        job_steps: JobSteps | None = None,
         timeout: float | None = None,
         notes: Callable[[list[Any]], object] | None = None,
         recorder: Callable[[Mapping[str, float], Mapping[str, float]], object] | None = None,
@@ -60,27 +79,31 @@ class ProcessAhead:
         """Prepares to hand out jobs; processes start with the first `next`.
 
         Args:
-            jobs: What to do, in order: a job, its samples, and the position after each of its steps. Where it has a
-                method `ready`, that says whether the next one can be had without waiting.
+            jobs: What to do, in order. Where it has a method `ready`, that says whether the next one can be had
+                without waiting.
             processes: Who does it; used by one `ProcessAhead` at a time. What they still do for a former one is not
                 waited for. They are closed when one of them has died or hangs, or this is interrupted.
             seed: The order's seed, for the work.
             epoch: The epoch, likewise.
             max_groups: The most jobs that are worked on or wait to be taken.
+            max_steps: The same in steps, if they are limited.
             max_bytes: The same in bytes, as far as they can be told beforehand: from the batches delivered so far.
             step_bytes: The bytes of a finished batch, or of one to expect where it is given None.
+            job_steps: How many steps the next job has, which is told how long they take; one by default.
             timeout: The most seconds to wait for a batch; None waits for ever.
-            notes: Is given the notes of the work, at the place of their batches; may raise instead of them.
+            notes: Is given the notes of the work, each at the place of its batch; may raise instead of it.
             recorder: Is given the seconds that were spent, and of these the computing ones, by stage.
         """
         self._jobs, self._processes = jobs, processes
         self._is_ready: Callable[[], bool] = getattr(jobs, "ready", lambda: True)
         self._seed, self._epoch, self._timeout = seed, epoch, timeout
-        self._max_groups, self._max_bytes, self._step_bytes = max_groups, max_bytes, step_bytes
-        self._expected_bytes = step_bytes(None)
+        self._max_groups, self._max_steps, self._max_bytes = max_groups, max_steps, max_bytes
+        self._step_bytes, self._expected_bytes = step_bytes, step_bytes(None)
+        self._job_steps = job_steps or JobSteps(1)
         self._notes, self._recorder = notes, recorder
         self._tasks: deque[_Task] = deque()
         self._batches: deque[tuple[Any, int]] = deque()
+        self._notes_of: deque[Any] = deque()  # of each of them, and of the step that failed
         self._error: BaseException | None = None
         self._began = self._has_all = self._closed = False
         self._birth = Birth()
@@ -104,7 +127,9 @@ class ProcessAhead:
                         raise
             if is_over:
                 raise StopIteration
-        return self._batches.popleft()
+        batch = self._batches.popleft()
+        self._tell_notes()
+        return batch
 
     @property
     def _is_closed(self) -> bool:
@@ -116,7 +141,13 @@ class ProcessAhead:
         busy = min(sum(map(self._processes.busy, range(len(self._processes.workers)))), tasks)
         return tasks - busy, busy, (tasks - busy) * self._expected_bytes
 
+    def _tell_notes(self) -> None:
+        notes = self._notes_of.popleft() if self._notes_of else None
+        if notes and self._notes is not None:
+            self._notes(notes)
+
     def _raise_error(self) -> None:
+        self._tell_notes()
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -140,8 +171,12 @@ class ProcessAhead:
         """Whether one more job may be handed out."""
         if self._has_all or not self._tasks:
             return not self._has_all
-        in_flight = sum(len(task.positions) for task in self._tasks) + len(self._tasks[0].positions)
-        return len(self._tasks) < self._max_groups and in_flight * self._expected_bytes <= self._max_bytes
+        in_flight = sum(len(task.positions) for task in self._tasks) + self._job_steps.next
+        return (
+            len(self._tasks) < self._max_groups
+            and (self._max_steps is None or in_flight <= self._max_steps)
+            and in_flight * self._expected_bytes <= self._max_bytes
+        )
 
     def _hand_out(self) -> None:
         """Hands jobs to the workers up to the bounds, but at least one."""
@@ -151,18 +186,17 @@ class ProcessAhead:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 (it comes at the place of the batch that it belongs to)
-                planned, failed = None, _Task(np.empty(0, np.int64), [])
+                planned, failed = None, _Task(np.empty(0, np.int64), [0], [])
                 failed.error = error
                 self._tasks.append(failed)
             if planned is None:
                 self._has_all = True
                 return
-            job, sample_ids, positions = planned
-            task = _Task(sample_ids, positions)
+            task = _Task(planned.sample_ids, planned.bounds, planned.positions)
             self._tasks.append(task)
-            self._give(task, job)
+            self._give(task, planned.content)
 
-    def _give(self, task: _Task, job: Any) -> None:
+    def _give(self, task: _Task, content: Any) -> None:
         """Gives a job to the worker that has the fewest; of several such, to the one whose turn it is."""
         processes = self._processes
         task.number = processes.number()
@@ -170,7 +204,7 @@ class ProcessAhead:
         task.worker = min(turns, key=processes.busy)
         worker = processes.workers[task.worker]
         try:
-            task.was_sent = worker.send(task.number, self._seed, self._epoch, job)
+            task.was_sent = worker.send(task.number, self._seed, self._epoch, content)
         except Exception as error:  # noqa: BLE001 (whatever a source reads may be impossible to send)
             error.add_note(f"while sending {listed_ids(task.sample_ids)} to {worker}")
             task.error = error
@@ -187,40 +221,38 @@ class ProcessAhead:
         _, batches, notes, spent, error = reply
         if self._recorder is not None:
             self._recorder(*spent)
-        if notes and self._notes is not None:
-            try:
-                self._notes(notes)
-            except Exception as refused:  # noqa: BLE001 (raised in the place of the batches that they came with)
-                self._error = refused
-                return
         self._batches.extend(zip(batches, task.positions, strict=error is None))
+        self._notes_of.extend(notes)
         if self._batches:
-            self._expected_bytes = self._step_bytes(self._batches[0][0])
+            self._expected_bytes = self._step_bytes(batches[0])
+            self._job_steps.took(len(batches), sum(spent[0].values()), self._expected_bytes)
         if error is not None:
             self._error = unpacked(error, str(self._processes.workers[task.worker]))
             if not error.notes:
-                self._error.add_note(f"while it worked on {self._named(task)}")
+                self._error.add_note(f"while it worked on {self._named(task, len(batches))}")
 
     def _reply(self, task: _Task) -> tuple[Any, ...] | None:
         """The reply to a job; None where it can't be had, and the job has the error."""
         worker = self._processes.workers[task.worker]
-        began = time.monotonic()
+        began, former = time.monotonic(), self._steps_done(task)
         while True:
             try:
                 reply = worker.reply(_READY_SECONDS if self._has_room() else _LOOK_SECONDS)
             except TimeoutError:
                 if self._closed:
                     raise  # what is raised then doesn't matter
+                if (steps := self._steps_done(task)) != former:
+                    began, former = time.monotonic(), steps
                 if self._timeout is not None and time.monotonic() - began >= worker.patience(self._timeout):
                     raise self._overdue(task, self._timeout) from None
                 self._hand_out()
             except EOFError:
-                raise worker.death(self._named(task), began=task.was_sent) from None
+                raise worker.death(self._named(task, self._steps_done(task)), began=task.was_sent) from None
             except OSError:
                 raise
             except Exception as error:  # noqa: BLE001 (unpickling may raise anything)
                 task.error = ArgumentError(
-                    f"batches: what {worker} made of {self._named(task)} can't be unpickled here: "
+                    f"batches: what {worker} made of {self._named(task, 0)} can't be unpickled here: "
                     f"{type(error).__name__}: {error}"
                 )
                 task.error.__cause__ = error
@@ -234,14 +266,21 @@ class ProcessAhead:
 
     def _overdue(self, task: _Task, timeout: float) -> LoaderError:
         return LoaderError(
-            f"no batch came within {timeout:g} seconds (timeout={timeout:g}): that of {self._named(task)}\n"
+            f"no batch came within {timeout:g} seconds (timeout={timeout:g}): "
+            f"that of {self._named(task, self._steps_done(task))}\n"
             "  what each worker process does, its innermost call first:\n"
             f"{textwrap.indent(self._processes.stacks(), '    ')}\n"
             "  mend what hangs, or give a larger timeout= where such a batch may take so long"
         )
 
-    def _named(self, task: _Task) -> str:
-        return f"{listed_ids(task.sample_ids)} of epoch {self._epoch}"
+    def _steps_done(self, task: _Task) -> int:
+        """How many steps of the oldest job of a worker are done, which may be all."""
+        return self._processes.steps_done(task.worker)
+
+    def _named(self, task: _Task, step: int) -> str:
+        """The samples of a step; of all where it is beyond the last."""
+        start, stop = task.bounds[step : step + 2] if step < len(task.positions) else (0, len(task.sample_ids))
+        return f"{listed_ids(task.sample_ids[start:stop])} of epoch {self._epoch}"
 
     def close(self) -> None:
         """Ends the pass; the processes stay, but what they still do for it is of no use any more."""
@@ -252,3 +291,4 @@ class ProcessAhead:
             self._processes.forget_jobs()
         self._tasks.clear()
         self._batches.clear()
+        self._notes_of.clear()

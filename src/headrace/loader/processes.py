@@ -62,7 +62,7 @@ class Processes:
         self._contents = {"work": work, "dataset": dataset, "worker_init_fn": worker_init_fn, "seed": seed}
         self._parts = {**(parts or {}), "dataset": dataset, "worker_init_fn": worker_init_fn}
         self._parcel: Parcel | None = None
-        self._done = np.zeros(num_workers, np.uint64)
+        self._done = np.zeros((num_workers, 2), np.uint64)
         self._next_number = 0
         self.workers: list[WorkerProcess] = []
         self.turn = threading.Lock()
@@ -81,8 +81,8 @@ class Processes:
         self._parcel = self._pack()
         done_fd = os.memfd_create("headrace-done", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(done_fd, 8 * self.num_workers)
-            self._done = map_memory(done_fd, 8 * self.num_workers, shared=True).view(np.uint64)
+            os.ftruncate(done_fd, self._done.nbytes)
+            self._done = map_memory(done_fd, self._done.nbytes, shared=True).view(np.uint64).reshape(-1, 2)
             for worker in range(self.num_workers):
                 self.workers.append(WorkerProcess(worker, self.num_workers, parcel_fd=self._parcel.fd, done_fd=done_fd))
         except BaseException:
@@ -105,7 +105,11 @@ class Processes:
 
     def busy(self, worker: int) -> int:
         """How many jobs a worker has that it is not done with."""
-        return self.workers[worker].sent - int(self._done[worker])
+        return self.workers[worker].sent - int(self._done[worker, 0])
+
+    def steps_done(self, worker: int) -> int:
+        """How many steps a worker has done of the job that it is at."""
+        return int(self._done[worker, 1])
 
     def number(self) -> int:
         """A number for a job, larger than those before."""

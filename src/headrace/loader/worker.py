@@ -2,8 +2,9 @@
 
 Messages are plain tuples. To a worker: `(number, seed, epoch, job)`, or `(number,)`: jobs before this one are not
 wanted any more. From it: `(None, None)` when it is ready to work or `(None, error)` when it can't begin; then, in the
-order of the jobs, `(number, batches, notes, spent, error)`: what was skipped, what took how many seconds, and
-what ended the job early, a `PackedError` or None. The number is `ANY` where the job could not be unpickled.
+order of the jobs, `(number, batches, notes, spent, error)`: what was skipped for each batch and for the one that
+failed, what took how many seconds, and what ended the job early, a `PackedError` or None. The number is `ANY` where the
+job could not be unpickled.
 
 Guarantees:
 - One thread receives, always, so that who sends never waits for long; the main thread does everything else: it alone
@@ -37,7 +38,7 @@ from headrace.loader.remote_errors import PackedError, packed
 from headrace.loader.seeding import seed_generators, worker_seed
 from headrace.loader.slots import map_memory
 from headrace.loader.worker_info import introduce
-from headrace.metrics import Clock, Meter, Spent, metering, thread
+from headrace.metrics import Meter, Spent, metering, thread
 
 ANY: Final = -1  # the number of a reply to a job that did not arrive whole
 _PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives: the end of the socket may be held elsewhere
@@ -100,7 +101,8 @@ def serve(
         channel_fd: The socket of its channel.
         parcel_fd: The parcel with everything that it works with.
         trace_fd: A file to which stacks are written, in a crash or when they are asked for by SIGUSR1.
-        done_fd: Memory in which each worker counts the jobs that it is done with, uint64 (num_workers,).
+        done_fd: Memory in which each worker counts the jobs that it is done with, and the steps of the next one, uint64
+            (num_workers, 2).
         worker: Its number.
         num_workers: How many there are.
         parent: The process that started it.
@@ -112,7 +114,7 @@ def serve(
     try:
         work = _begin(parcel_fd, worker, num_workers)
         channel.send((None, None))
-        _work(channel, inbox, work, map_memory(done_fd, 8 * num_workers, shared=True).view(np.uint64), worker)
+        _work(channel, inbox, work, map_memory(done_fd, 16 * num_workers, shared=True).view(np.uint64)[2 * worker :])
     except EOFError:
         pass
     except BaseException as error:  # noqa: BLE001 (whatever it is, the loader's process shall see it)
@@ -159,33 +161,35 @@ def _begin(parcel_fd: int, worker: int, num_workers: int) -> Any:
     return contents["work"]
 
 
-def _work(channel: Channel, inbox: _Inbox, work: Any, done: Array, worker: int) -> None:
+def _work(channel: Channel, inbox: _Inbox, work: Any, done: Array) -> None:
     with metering(Meter()):
-        clock = thread.clock
-        assert clock is not None
         while (job := inbox.jobs.get()) is not None and not inbox.is_closed:
             if isinstance(job, _Refused):
                 channel.send((ANY, [], [], ({}, {}), job.error))
             elif job[0] >= inbox.first_wanted:
-                _do(channel, inbox, work, clock, job)
-            done[worker] += 1
+                _do(channel, inbox, work, job, done)
+            done[:2] = done[0] + 1, 0
             del job  # the next one may be long in coming
 
 
-def _do(channel: Channel, inbox: _Inbox, work: Any, clock: Clock, job: tuple[int, int, int, Any]) -> None:
+def _do(channel: Channel, inbox: _Inbox, work: Any, job: tuple[int, int, int, Any], done: Array) -> None:
     """Does a job and sends its reply."""
     # in a frame of its own, which keeps no batch when it ends
     number, seed, epoch, content = job
     batches: list[Any] = []
+    notes: list[list[Any]] = []
     error: PackedError | None = None
     try:
         for batch in work(seed, epoch, content):
             batches.append(batch)
+            notes.append(work.take_notes())
+            done[1] = len(batches)
             if inbox.is_closed or inbox.first_wanted > number:
                 break
     except BaseException as raised:  # noqa: BLE001 (whatever it is, the loader's process shall see it)
         error = packed(raised)
-    notes, spent = work.take_notes(), _spent(clock)
+    notes.append(work.take_notes())
+    spent = _spent()
     try:
         channel.send((number, batches, notes, spent, error))
     except EOFError:
@@ -193,7 +197,7 @@ def _do(channel: Channel, inbox: _Inbox, work: Any, clock: Clock, job: tuple[int
     except Exception as raised:  # noqa: BLE001 (user code may have made anything)
         sendable, unsendable = _sendable(batches)
         error = packed(raised) if unsendable is None else packed(unsendable)
-        channel.send((number, sendable, notes, spent, error))
+        channel.send((number, sendable, notes[: len(sendable) + 1], spent, error))
 
 
 def _sendable(batches: list[Any]) -> tuple[list[Any], ArgumentError | None]:
@@ -224,11 +228,12 @@ def _culprit(batch: Any) -> str:
     return f"a {type(batch).__qualname__}"
 
 
-def _spent(clock: Clock) -> Spent:
+def _spent() -> Spent:
     """What this thread has spent since the last call, without the stages that it was not in."""
+    assert thread.clock is not None
     # `Meter.drain`, which looks after several threads, takes 15 µs
     taken = Spent({}, {})
-    for taken_of, spent_of in zip(taken, clock.spent, strict=True):
+    for taken_of, spent_of in zip(taken, thread.clock.spent, strict=True):
         for name, seconds in spent_of.items():
             if seconds:
                 taken_of[name], spent_of[name] = seconds, 0.0

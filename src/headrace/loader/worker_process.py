@@ -21,6 +21,7 @@ from typing import Any
 
 from headrace.errors import LoaderError
 from headrace.loader.channel import Channel
+from headrace.loader.tunables import restoring_code, tuned_environment
 
 _GROWTH_SECONDS = 0.02  # between two pieces of the stacks that a process writes, far more than it takes
 _START_SECONDS = 60.0  # what a process may take to start before a shorter time limit is held against it
@@ -35,6 +36,7 @@ _log = logging.getLogger("headrace")
 _CODE = """\
 import sys
 sys.path[:] = {path!r}
+{restoring}
 from headrace.loader.worker import serve
 serve({fds}, worker={worker}, num_workers={num_workers}, parent={parent})
 """
@@ -206,11 +208,13 @@ def _start(fds: tuple[int, ...], worker: int, num_workers: int) -> "subprocess.P
         worker=worker,
         num_workers=num_workers,
         parent=os.getpid(),
+        restoring=restoring_code(),
     )
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # noqa: SLF001 (multiprocessing's)
     return subprocess.Popen(  # noqa: S603 (this interpreter)
         [os.fsdecode(spawn.get_executable()), *flags, "-c", code],
         stdin=subprocess.DEVNULL,
         pass_fds=fds,
+        env=tuned_environment(),
         process_group=0,  # so that the terminal's signals, and those for a whole job, leave it alone
     )

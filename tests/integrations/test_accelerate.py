@@ -43,3 +43,10 @@ def test_what_does_not_split_itself_is_split_by_accelerate_alone(seen, check):
     epochs = over_ranks(seen("accelerate", check))
     assert [sorted(epochs[:SAMPLES]), sorted(epochs[SAMPLES:])] == [[*range(SAMPLES)]] * 2
     assert epochs == EPOCHS[0] + EPOCHS[1]
+
+
+@pytest.mark.parametrize("check", ["whole", "whole_by_data_seed", "whole_by_set_seed"])
+def test_what_torch_shuffles_comes_once_in_an_epoch_where_the_processes_have_a_seed_in_common(seen, check):
+    epochs = over_ranks(seen("accelerate", check))
+    assert [sorted(epochs[:SAMPLES]), sorted(epochs[SAMPLES:])] == [[*range(SAMPLES)]] * 2
+    assert epochs[:SAMPLES] != epochs[SAMPLES:]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 
 import headrace as hr
@@ -67,14 +67,26 @@ def over_samples(**world: int) -> DataLoader:
     return DataLoader(dataset().to_iterable_dataset(shuffle=True, seed=SEED, **world), batch_size=BATCH)
 
 
-def theirs(make: Callable[..., DataLoader], *, dispatch: bool | None = None, **world: int) -> Any:
+def over_the_dataset() -> DataLoader:
+    return DataLoader(dataset(), BATCH, shuffle=True)
+
+
+def theirs(make: Callable[..., DataLoader], *, configured: dict[str, Any] | None = None, **world: int) -> Any:
     """What `accelerator.prepare` itself makes of a loader: its two first epochs, or why it is refused."""
-    configuration = DataLoaderConfiguration(dispatch_batches=dispatch)
+    configuration = DataLoaderConfiguration(**configured or {})
     data = Accelerator(cpu=True, dataloader_config=configuration).prepare(make(**world))
     try:
         return [batch["labels"].tolist() for _ in range(2) for batch in data]
     except hr.ArgumentError as error:
         return str(error)
+
+
+def seedable(**configured: int) -> Any:
+    """What it makes of torch's shuffling, by a sampler of its own; the processes' seeds differ."""
+    torch.manual_seed(torch.distributed.get_rank())
+    if not configured:
+        set_seed(SEED)
+    return theirs(over_the_dataset, configured={"use_seedable_sampler": True, **configured})
 
 
 def evaluation() -> list[int]:
@@ -97,7 +109,7 @@ def refused() -> str:
 
 
 def checks(folder: Path) -> dict[str, Any]:
-    one = {"rank": 0, "world_size": 1}
+    one, in_shards = {"rank": 0, "world_size": 1}, {"dispatch_batches": False}
     return {
         "accumulation": accumulation,
         "loader": functools.partial(resumed, folder / "loader", loader),
@@ -107,8 +119,11 @@ def checks(folder: Path) -> dict[str, Any]:
         "refused": refused,
         "sampler_split_twice": functools.partial(theirs, over_sampler),
         "samples_split_twice": functools.partial(theirs, over_samples),
-        "samples_split_twice_in_shards": functools.partial(theirs, over_samples, dispatch=False),
+        "samples_split_twice_in_shards": functools.partial(theirs, over_samples, configured=in_shards),
         "sampler_split_once": functools.partial(theirs, over_sampler, **one),
         "samples_split_once": functools.partial(theirs, over_samples, **one),
-        "samples_split_once_in_shards": functools.partial(theirs, over_samples, dispatch=False, **one),
+        "samples_split_once_in_shards": functools.partial(theirs, over_samples, configured=in_shards, **one),
+        "whole": functools.partial(theirs, over_the_dataset),
+        "whole_by_data_seed": functools.partial(seedable, data_seed=SEED),
+        "whole_by_set_seed": seedable,
     }

@@ -1,4 +1,10 @@
-"""Accelerate: our loaders prepared, split over the processes once, and gradients flushed at the end of an epoch."""
+"""Accelerate: our loaders prepared, split over the processes once, and gradients flushed at the end of an epoch.
+
+What `accelerator.prepare` itself makes of torch's DataLoader with `shuffle=True`, over whatever dataset, under
+`use_seedable_sampler=True`: each process shuffles by its own torch seed, so that samples come twice or not at all where
+the seeds differ, as they do unless they are set. Give `DataLoaderConfiguration` a `data_seed=`, or call
+`accelerate.utils.set_seed` with the same number in all processes, without `device_specific=True`, before `prepare`.
+"""
 
 from collections.abc import Iterator
 from typing import Any

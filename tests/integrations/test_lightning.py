@@ -1,5 +1,12 @@
 """Lightning, in two processes: fit, limits, exact resume wherever a checkpoint was saved, nothing split twice."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.integrations.parts import BATCH, RANKS, SAMPLES, STEPS, order, over_ranks
@@ -10,6 +17,30 @@ EPOCHS = {epoch: order(epoch) for epoch in range(3)}
 def trained(seen, when="trained", epoch=None):
     """The samples of both ranks, step by step, in the epochs of Lightning's that are asked for."""
     return over_ranks([ids for at, ids in rank[when] if epoch is None or at == epoch] for rank in seen)
+
+
+@pytest.fixture
+def launched(tmp_path, quiet_environment):
+    """What both ranks saw of a script that Lightning has started once more for the second one, on a port it chose."""
+    script = Path(__file__).with_name("with_lightning.py")
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path)],
+            env=quiet_environment,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            process.wait(180)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # both ranks
+            process.wait()
+            raise
+    assert process.returncode == 0, log.read_text()[-4000:]
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 
 def test_each_epoch_trains_on_every_sample_once_over_two_ranks(seen):
@@ -88,3 +119,10 @@ def test_a_loader_that_takes_itself_for_the_only_one_is_refused(seen):
 
 def test_the_callback_is_one_of_lightnings_and_goes_to_spawned_processes(seen):
     assert seen("lightning", "pickled") == [{"is_callback": True, "is_ours": True, "key": "headrace.first"}] * RANKS
+
+
+def test_a_script_that_lightning_starts_for_each_rank_trains_on_every_sample_once_and_resumes_amid_an_epoch(launched):
+    first = trained(launched, "before", 0)
+    assert sorted(first) == [*range(SAMPLES)]
+    assert len(first) == len(trained(launched, "before")) - 3 * BATCH * RANKS
+    assert trained(launched, "before") + trained(launched, "after") == EPOCHS[0] + EPOCHS[1] + EPOCHS[2]

@@ -1,15 +1,22 @@
-"""Lightning in two ranks: what each rank saw, by check."""
+"""Lightning in two ranks: what each rank saw, by check.
+
+    python tests/integrations/with_lightning.py FOLDER
+
+As a script this is what users run: Lightning starts it once more for the second rank.
+"""
 
 import contextlib
 import functools
+import json
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 import headrace as hr
@@ -37,6 +44,16 @@ class Module(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.01)
+
+
+class Data(LightningDataModule):
+    """Makes the loader where the process group exists."""
+
+    def setup(self, stage: str) -> None:
+        self.loader = loader(num_workers=1)
+
+    def train_dataloader(self) -> hr.DataLoader:
+        return self.loader
 
 
 class SaveAndStop(Callback):
@@ -147,6 +164,18 @@ def pickled() -> dict[str, Any]:
     }
 
 
+def launched(folder: Path) -> dict[str, Any]:
+    """Training that ends amid its second epoch, and another from its checkpoint to the end of the third."""
+    path, seen = folder / "amid.ckpt", {}
+    for part, steps, saved in (("before", STEPS + 3, None), ("after", 3 * STEPS, path)):
+        module, data = Module(), Data()
+        fitting = trainer(ResumeData(data.train_dataloader), max_steps=steps, max_epochs=-1)
+        fitting.fit(module, data, ckpt_path=saved)
+        fitting.save_checkpoint(path)
+        seen[part] = module.trained
+    return seen
+
+
 def checks(folder: Path) -> dict[str, Any]:
     resume = functools.partial(resumed, folder)
     return {
@@ -168,3 +197,10 @@ def checks(folder: Path) -> dict[str, Any]:
         "larger": functools.partial(resume, "on_train_batch_end", 3, then=functools.partial(loader, BATCH * 2)),
         "tracked": functools.partial(resume, "on_train_batch_end", 8, make=tracked, then=tracked),
     }
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    results = launched(target)
+    (target / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
+    torch.distributed.barrier()  # the first rank's end is that of the script

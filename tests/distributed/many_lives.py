@@ -1,16 +1,21 @@
 """A training script that is killed again and again, and what kills it.
 
-    python -m tests.distributed.many_lives FOLDER SEED LIVES
+    python -m tests.distributed.many_lives FOLDER SEED KILLS
 
 Importing torch takes far longer than a life. So one process imports everything, makes no loader, and forks: each child
 is the script, started anew from the checkpoint under other numbers of ranks, samples and workers. Its ranks are loaders
-in this one process, driven in step, so that a kill takes all of them.
+in this one process, driven in step, so that a kill takes all of them. Some of the lives have worker processes, which
+import everything themselves; what a kill leaves of these becomes children of the process that kills.
+
+What a life is follows from the seed, its number and the checkpoint that it starts from.
 """
 
+import ctypes
 import faulthandler
 import json
 import os
 import random
+import select
 import signal
 import sys
 import traceback
@@ -18,53 +23,123 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+from torch.utils.data import Dataset
+
 from headrace import DataLoader
 from tests.distributed.plain import ORDER, RULES, step_of
 from tests.loader.stand_ins import numbers
+from tests.loader.works import wait_until
 
 SAMPLES = 499
 CHECKPOINT_STEPS = 3
+PROCESS_LIVES = 6  # lives with worker processes, of which each takes 2 s of a core to start
 _SIGNS = 60  # a life gives at most so many before it is killed, about four at each step
-_HANG_SECONDS = 60  # what stands so long shows its stacks and ends
+_START_SECONDS = 2.0
+_HANG_SECONDS = 100  # what stands so long shows its stacks and ends
+_PR_SET_CHILD_SUBREAPER = 36  # of prctl(2): processes that lose their parent become this process's children
 
 
-def main(folder: Path, seed: int, lives: int) -> None:
-    """Has `lives` children killed, lets one more finish its epoch, and writes what they were and left: lives.json."""
-    draw = random.Random(seed)
-    left = []
-    for number in range(lives + 1):
-        life, is_last = _drawn_life(draw, _checkpoint(folder)), number == lives
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            _be(folder, number, life, lambda writer=writer: os.write(writer, b"."), ends=is_last)
-        os.close(writer)
-        signs = draw.randrange(1, _SIGNS)
-        if not is_last:
-            if _signs_seen(reader, signs) < signs:
-                raise RuntimeError(f"life {number} of seed {seed} ended by itself: {life}")
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if status != (0 if is_last else signal.SIGKILL):
-            raise RuntimeError(f"life {number} of seed {seed} ended with status {status}: {life}")
-        os.close(reader)
-        left.append({**life, "checkpoint": _checkpoint(folder)})
+class Foreign(Dataset[Any]):
+    """The numbers in Python: another dataset than headrace's, which is trained on by itself."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor([index])}
+
+
+DATA: dict[str, Callable[[], Any]] = {"ours": lambda: numbers(SAMPLES), "foreign": Foreign}
+
+
+def main(folder: Path, seed: int, kills: int) -> None:
+    """Has `kills` children killed, lets one more on each dataset finish its epoch, and writes lives.json.
+
+    It holds what each life was, the checkpoint that it left, and how the worker processes ended that it left behind:
+    their exit codes, and None for one that went on.
+    """
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    with_processes = random.Random(seed).sample(range(kills), PROCESS_LIVES)
+    left: list[dict[str, Any]] = []
+    orphans: list[list[psutil.Process]] = []
+    for number in range(kills + len(DATA)):
+        draw, is_last = random.Random(f"{seed} {number}"), number >= kills
+        data = list(DATA)[number - kills] if is_last else draw.choice(["ours", "ours", "foreign"])
+        own = folder / data
+        own.mkdir(exist_ok=True)
+        life = {"data": data, **_drawn_life(draw, _checkpoint(own), has_processes=number in with_processes)}
+        _live(own, number, life, ends=is_last)
+        known = {process for of_life in orphans for process in of_life}
+        orphans.append([process for process in psutil.Process().children() if process not in known])
+        left.append({**life, "checkpoint": _checkpoint(own)})
+    # only now: the next lives are to go well while these processes still end
+    codes = _exit_codes([process for of_life in orphans for process in of_life])
+    for life, of_life in zip(left, orphans, strict=True):
+        life["orphans"] = [codes[process] for process in of_life]
     (folder / "lives.json").write_text(json.dumps(left))
 
 
-def _signs_seen(reader: int, wanted: int) -> int:
-    """How many signs came of those that were waited for: all, unless the child ended."""
-    return next((seen for seen in range(wanted) if not os.read(reader, 1)), wanted)
+def _live(folder: Path, number: int, life: dict[str, Any], *, ends: bool) -> None:
+    """Has a child live this life, which it ends itself or is killed in."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be(folder, number, life, lambda: os.write(writer, b"."), ends=ends)
+    os.close(writer)
+    if not ends:
+        if not _has_come(life, child, reader):
+            raise RuntimeError(f"life {number} ended by itself: {life}")
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if status != (0 if ends else signal.SIGKILL):
+        raise RuntimeError(f"life {number} ended with status {status}: {life}")
+    os.close(reader)
 
 
-def _drawn_life(draw: random.Random, checkpoint: Any) -> dict[str, Any]:
+def _exit_codes(orphans: list[psutil.Process]) -> dict[psutil.Process, int | None]:
+    ended, others = psutil.wait_procs(orphans, timeout=_HANG_SECONDS)
+    for process in others:
+        process.kill()
+    return {**{process: process.returncode for process in ended}, **dict.fromkeys(others)}
+
+
+def _has_come(life: dict[str, Any], child: int, reader: int) -> bool:
+    """Waits for the moment when a life is to be ended; whether it came: else the child has ended by itself."""
+    if life["signs"]:
+        return all(os.read(reader, 1) for _ in range(life["signs"]))
+    script = psutil.Process(child)
+    wait_until(lambda: bool(script.children()))
+    has_signs, _, _ = select.select([reader], [], [], life["seconds"])
+    return not has_signs or bool(os.read(reader, 1))
+
+
+def _drawn_workers(draw: random.Random, *, are_processes: bool) -> dict[str, Any]:
+    """Who works in a life, and when it is ended.
+
+    It is ended after so many `signs`; where these are 0, so many `seconds` after a worker process was started, or with
+    the first sign.
+    """
+    return {
+        "worker_type": "process" if are_processes else "thread",
+        "num_workers": draw.randint(1, 2) if are_processes else draw.randint(0, 3),
+        "persistent_workers": draw.random() < 0.5,
+        "transforms": draw.random() < 0.5,
+        "signs": 0 if are_processes and draw.random() < 0.3 else draw.randrange(1, _SIGNS),
+        "seconds": draw.uniform(0, _START_SECONDS),
+    }
+
+
+def _drawn_life(draw: random.Random, checkpoint: Any, *, has_processes: bool) -> dict[str, Any]:
+    workers = _drawn_workers(draw, are_processes=has_processes)
     position = 0 if checkpoint is None else checkpoint["state"]["position"]
     while True:
         life = {
-            "ranks": draw.randint(1, 4),
-            "batch_size": draw.randint(1, 8),
-            "num_workers": draw.randint(0, 3),
+            **workers,
+            "ranks": draw.randint(1, 3 - workers["num_workers"] if has_processes else 4),
+            "batch_size": draw.randint(24, 48) if has_processes else draw.randint(1, 8),
             "rule": draw.choice(["", "", "drop_last", "pad_last"]),
             "order_is_given": checkpoint is None or draw.random() < 0.5,
         }
@@ -98,11 +173,14 @@ def train(folder: Path, number: int, life: dict[str, Any], sign: Callable[[], An
     order = ORDER if life["order_is_given"] else {}
     loaders = [
         DataLoader(
-            numbers(SAMPLES),
+            DATA[life["data"]](),
             life["batch_size"],
             rank=rank,
             world_size=life["ranks"],
             num_workers=life["num_workers"],
+            worker_type=life["worker_type"] if life["num_workers"] else None,
+            persistent_workers=life["persistent_workers"],
+            transform=dict if life["transforms"] else None,
             **RULES[life["rule"]],
             **order,
         )

@@ -14,8 +14,10 @@ Step = tuple[list[int], list[bool] | None]  # its samples, and which of them are
 
 
 @functools.cache
-def plain_order(samples: int, epoch: int) -> list[int]:
-    """The samples of an epoch of `numbers(samples)` under ORDER."""
+def plain_order(samples: int, epoch: int, blocks: tuple[int, ...] | None = None) -> list[int]:
+    """The samples of an epoch of `numbers(samples)`, or of data with other blocks, under ORDER."""
+    if blocks is None:
+        blocks = tuple(numbers(samples).source.blocks.lengths.tolist())
     return epoch_order(
         samples,
         ORDER["shuffle"],
@@ -23,13 +25,22 @@ def plain_order(samples: int, epoch: int) -> list[int]:
         window=ORDER["shuffle_window"],
         seed=ORDER["seed"],
         epoch=epoch,
-        block_lengths=numbers(samples).source.blocks.lengths.tolist(),
+        block_lengths=blocks,
     )
 
 
-def plain_step(samples: int, epoch: int, position: int, *, size: int, ranks: int, rule: str) -> list[Step]:
+def plain_step(
+    samples: int,
+    epoch: int,
+    position: int,
+    *,
+    size: int,
+    ranks: int,
+    rule: str,
+    blocks: tuple[int, ...] | None = None,
+) -> list[Step]:
     """The step that begins at a position, rank by rank; `size` is that of a full step over all ranks."""
-    order = plain_order(samples, epoch)
+    order = plain_order(samples, epoch, blocks)
     pads = rule == "pad_last"
     shares = [
         step_of_rank(position, size if pads else min(size, samples - position), ORDER["lanes"], rank, ranks)

@@ -18,6 +18,7 @@ from headrace.errors import StalePassError
 from headrace.storage.cancellation import check_cancelled
 from tests.conftest import threads_left_after
 from tests.loader.stand_ins import WAITING_SECONDS, Numbers, delivered, flat, ids_of
+from tests.loader.works import wait_until
 
 WORKERS = pytest.mark.parametrize("num_workers", [0, 3])
 
@@ -169,6 +170,7 @@ def test_a_pass_ends_at_once_though_the_reads_of_its_threads_stall(caplog):
     loader = loader_of(source, batch_size=10, num_workers=3, prefetch_factor=1)
     passing = iter(loader)
     next(passing)
+    wait_until(lambda: passing._batches.depth()[1] == 0)  # no thread is amid a read, nor has one before it
     source.stalls = True
     source.gate.clear()
     ended = threading.Event()

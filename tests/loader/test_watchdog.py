@@ -18,6 +18,7 @@ from headrace.loader.prefetch import ReadAhead
 from headrace.loader.watchdog import stacks_of
 from headrace.storage.cancellation import wait_for
 from tests.loader.stand_ins import WAITING_SECONDS
+from tests.loader.works import wait_until
 
 TIMEOUT = 0.05
 SAMPLES = 20  # of a group, in two steps
@@ -118,9 +119,11 @@ def test_a_hang_is_an_error_that_shows_what_each_thread_waits_for(gate, caplog):
 
 @pytest.mark.usefixtures("brief")
 def test_what_was_read_before_comes_before_the_error(gate):
-    seen: list[int] = []
-    with pytest.raises(LoaderError, match=r"no batch came within 1 seconds .*: that of samples 40, 41, "):
-        seen.extend(itertools.chain.from_iterable(batch for batch, _ in ahead_of(Stuck(gate, 40).read, timeout=1.0)))
+    ahead, seen = ahead_of(Stuck(gate, 40).read), []
+    ahead.ready()  # hands out the first three groups
+    wait_until(lambda: ahead.depth()[0] == 2)  # which takes as long as it takes
+    with pytest.raises(LoaderError, match=r"no batch came within 0\.05 seconds .*: that of samples 40, 41, "):
+        seen.extend(itertools.chain.from_iterable(batch for batch, _ in ahead))
     assert seen == list(range(40))
 
 

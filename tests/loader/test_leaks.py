@@ -18,6 +18,7 @@ import torch
 
 import headrace as hr
 from tests.formats.tar_files import write_tar
+from tests.loader.descriptors import descriptors
 
 ROWS, WIDTH, BATCH = 200, 1000, 10
 # Were each of 1000 loaders to leave one batch behind, that would be 40 MB. Measured: up to 10 MB, then next to nothing
@@ -36,19 +37,11 @@ def held(folder: Path) -> dict[str, Counter[str]]:
     places = [line.split(maxsplit=5)[5:] for line in Path("/proc/self/maps").read_text().splitlines()]
     return {
         "threads": Counter(thread.name for thread in threading.enumerate()),
-        "descriptors": Counter(map(descriptor, os.listdir("/proc/self/fd"))),
+        "descriptors": Counter(descriptors()),
         # torch names its own after the process; other processes come and go meanwhile
         "shared memory": Counter(name for name in os.listdir("/dev/shm") if f"_{os.getpid()}_" in name),
         "maps": Counter(place[0] for place in places if place and any(kind in place[0] for kind in kinds)),
     }
-
-
-def descriptor(number: str) -> str:
-    """A descriptor with what it is open for; that of the folder that lists them is gone by now."""
-    try:
-        return f"{number}: {os.readlink(f'/proc/self/fd/{number}')}"
-    except FileNotFoundError:
-        return "the list of descriptors"
 
 
 def added(now: dict[str, Counter[str]], before: dict[str, Counter[str]]) -> dict[str, Counter[str]]:

@@ -16,6 +16,7 @@ import torch
 from headrace.errors import ArgumentError
 from headrace.loader.channel import Channel
 from headrace.loader.parcel import Parcel, pack, unpack
+from tests.loader.descriptors import descriptors, opened_since
 
 
 def there_and_back(obj: Any) -> tuple[Any, Parcel]:
@@ -33,15 +34,15 @@ def test_each_worker_maps_one_copy_of_the_arrays_and_writes_into_its_own():
 
 
 def test_arrays_outlive_the_parcel_and_its_descriptor_is_closed():
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     back, parcel = there_and_back(np.arange(10_000))
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(opened_since(before)) == 1
     parcel.close()
     parcel.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened_since(before) == set()
     assert back.sum() == 49_995_000
     there_and_back(1)  # one that is dropped
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened_since(before) == set()
 
 
 def test_what_cannot_be_pickled_is_named_with_the_reason_and_what_to_do():

@@ -20,6 +20,7 @@ import pytest
 
 from headrace.errors import ArgumentError, LoaderError, SampleError
 from headrace.loader.processes import Processes
+from tests.loader.descriptors import descriptors, opened_since
 from tests.loader.stand_ins import WAITING_SECONDS
 from tests.loader.works import Doing, ahead_of, constant, done_by, in_hand, is_running, jobs_of, wait_until
 
@@ -423,14 +424,14 @@ def test_a_fork_leaves_the_processes_of_its_parent_alone(mortal):
 
 
 def test_dropping_processes_ends_them_and_closes_what_was_open(mortal):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     processes = Processes(1, Doing())
     assert done_by(processes, constant(0)) == [0]
-    assert len(os.listdir("/proc/self/fd")) == descriptors + 2
+    assert len(opened_since(before)) == 2
     pid = processes.workers[0].pid
     del processes
     assert not is_running(pid)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert opened_since(before) == set()
 
 
 SCRIPT = """

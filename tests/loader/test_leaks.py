@@ -4,6 +4,7 @@ import ctypes
 import gc
 import io
 import os
+import statistics
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from tests.formats.tar_files import write_tar
 from tests.loader.descriptors import descriptors
 
 ROWS, WIDTH, BATCH = 200, 1000, 10
-# Were each of 1000 loaders to leave one batch behind, that would be 40 MB. Measured: up to 10 MB, then next to nothing
-MOST_BYTES = 20_000_000
+# Were each of 200 loaders to leave one batch behind, that would be 8 MB. Measured: up to 10 MB, then next to nothing
+MOST_BYTES = 4_000_000
 
 
 def resident_bytes() -> int:
@@ -112,8 +113,11 @@ def test_loaders_with_worker_processes_that_were_half_read_and_dropped_leave_eve
 def test_a_thousand_loaders_that_were_half_read_and_dropped_leave_everything_as_it_was(folder):
     make_and_drop(folder, 200, num_workers=2)
     gc.collect()
-    before, bytes_before = held(folder), resident_bytes()
-    make_and_drop(folder, 1000, num_workers=2)
-    gc.collect()
+    before, sizes = held(folder), [resident_bytes()]
+    for _ in range(5):
+        make_and_drop(folder, 200, num_workers=2)
+        gc.collect()
+        sizes.append(resident_bytes())
     assert added(held(folder), before) == {}
-    assert resident_bytes() - bytes_before < MOST_BYTES
+    # what is left behind is so by most rounds; an allocator's moods show in some
+    assert statistics.median(np.diff(sizes)) < MOST_BYTES

@@ -38,11 +38,17 @@ def prepare(worker: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Processes]:
-    """Two processes for all tests that leave them alive."""
+def _two() -> Iterator[Processes]:
     processes = Processes(2, Doing(), dataset=DATASET, worker_init_fn=prepare, seed=9)
     yield processes
     processes.close()
+
+
+@pytest.fixture
+def shared(_two: Processes) -> Processes:
+    """Two processes for all tests that leave them alive; done with what a former one gave them, so both are free."""
+    wait_until(lambda: not any(map(_two.busy, range(len(_two.workers)))))
+    return _two
 
 
 # -- what they are ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import headrace as hr
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-forever = threading.Event()
+forever, blocked = threading.Event(), threading.Event()
 
 class Blocking:
     def __len__(self):
@@ -24,6 +24,7 @@ class Blocking:
     def __getitem__(self, i):
         if i == 12:
             print("blocked", flush=True)
+            blocked.set()
             forever.wait()
         return i
 
@@ -110,6 +111,7 @@ def test_the_interpreter_ends_though_a_read_blocks_for_ever(environment, tmp_pat
         prefetch.CLOSE_SECONDS = 0.1
         passing = iter(hr.DataLoader(Blocking(), batch_size=10, num_workers=2, worker_type="thread"))
         next(passing)
+        blocked.wait()  # at the end nothing may be amid writing to stdout
         """,
         environment,
         tmp_path,

@@ -13,7 +13,7 @@ from headrace.formats import Blocks, Column, Source, check_ids
 from headrace.formats.source import check_out
 from tests.order.reference import epoch_order, step_of_rank
 
-WAITING_SECONDS = 30.0  # far more than anything takes: only a test that fails waits so long
+WAITING_SECONDS = 60.0  # far more than anything takes: only a test that fails waits so long
 
 
 class Numbers(Source):

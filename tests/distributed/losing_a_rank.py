@@ -42,8 +42,10 @@ def main(folder: str, life: str, lost: str = "") -> None:
         for step, batches in enumerate(runs, start=1):
             dist.all_reduce(torch.ones(1))  # a step of all ranks, as training is
             print(json.dumps(dict(zip(loaders, batches, strict=True))), file=log)
-            if str(rank) == lost and step == LOST_AT_STEP:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if lost and step == LOST_AT_STEP:
+                dist.barrier()  # all have logged it
+                if str(rank) == lost:
+                    os.kill(os.getpid(), signal.SIGKILL)
             if step % CHECKPOINT_STEPS == 0:
                 dist.barrier()
                 if rank == 0:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from headrace.loader.forks import Birth
 from tests.loader.stand_ins import WAITING_SECONDS, delivered, flat, numbers
 
 WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+@pytest.fixture(autouse=True)
+def _a_small_heap() -> Iterator[None]:
+    """Children collect their garbage at once: what is there already takes long to look through, page by page."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def in_child(check: Callable[[], object]) -> int:

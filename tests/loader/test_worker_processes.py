@@ -123,9 +123,8 @@ def test_functions_made_on_the_spot_work_and_whole_batches_go_there_and_back():
         pad_last=True,
         **PROCESSES,
     )
-    with pytest.raises(KeyError):
-        next(iter(loader))["x"]
     seen = list(loader)
+    assert all("x" not in batch for batch in seen)
     assert torch.equal(torch.cat([batch["y"] for batch in seen])[:60], torch.arange(240.0).view(60, 4) + 5)
 
 

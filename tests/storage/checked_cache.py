@@ -24,10 +24,12 @@ class Cache:
     def __init__(self, folder: Path, blocks: float = 1000, **options):
         self.counts: Counter[str] = Counter()
         self.fetched: list[str] = []
+        self._counting = threading.Lock()
         self.disk = DiskCache(folder, int(blocks * OCCUPIED), count=self.count, **options)
 
     def count(self, name, number):
-        self.counts[name] += number
+        with self._counting:
+            self.counts[name] += number
 
     def read(self, key: str, **options) -> None:
         out = np.zeros(BLOCK, np.uint8)

@@ -6,15 +6,16 @@ import subprocess
 import sys
 import textwrap
 import threading
-from dataclasses import replace
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError, DependencyError, StorageError
-from headrace.storage import BLOCK_BYTES, RangeRead, ReadCancelled, Store, StoredObject, cancellable
+from headrace.storage import BLOCK_BYTES, RangeRead, ReadCancelled, Store, StoredObject, cancellable, reader
 from headrace.storage.faults import Fault, Patience, Refused
+from tests.clock import HandClock
 
 QUICK = Patience(deadline_seconds=5.0, stall_seconds=1.0, first_pause_seconds=0.001, longest_pause_seconds=0.01)
 
@@ -129,14 +130,16 @@ def test_a_known_checksum_that_fits_is_required(data, memory):
 
 
 class Flaky:
-    """In place of a way to read: fails as told, then fills with 7."""
+    """In place of a way to read: fails as told, then fills with 7; `begins` is called before each attempt."""
 
     def __init__(self, *failures: BaseException) -> None:
         self.failures = list(failures)
         self.calls = 0
+        self.begins = lambda: None
 
     def read(self, part) -> None:
         self.calls += 1
+        self.begins()
         if self.failures:
             raise self.failures.pop(0)
         part.write(b"\x07" * len(part.read.out))
@@ -164,12 +167,21 @@ def test_what_would_fail_again_is_not_retried():
     assert "cannot read bytes [3, 10) of memory://x: no permission to read it: HTTP 403" in str(caught.value)
 
 
-def test_the_deadline_ends_attempts_and_the_error_tells_them_all():
-    patience = Patience(deadline_seconds=0.1, first_pause_seconds=0.001, longest_pause_seconds=0.01)
+@pytest.fixture
+def clock(monkeypatch) -> HandClock:
+    """What attempts are timed by."""
+    clock = HandClock()
+    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def test_the_deadline_ends_attempts_and_the_error_tells_them_all(clock):
+    patience = Patience(deadline_seconds=10.0, first_pause_seconds=0.001, longest_pause_seconds=0.001)
     store, flaky, source = flaky_store(*[Fault("http-500", "HTTP 500 broken")] * 10_000, patience=patience)
-    with pytest.raises(StorageError, match=r"memory://x: HTTP 500 broken\n  gave up after \d+ attempts in 0\.\d s"):
+    flaky.begins = lambda: clock.pass_(3.0)
+    with pytest.raises(StorageError, match=r"memory://x: HTTP 500 broken\n  gave up after 4 attempts in 12\.0 s"):
         read(store, source, 0, 10)
-    assert flaky.calls > 1
+    assert flaky.calls == 4
 
 
 def test_what_happens_too_often_in_a_row_to_be_an_accident_ends_before_the_deadline():
@@ -212,15 +224,18 @@ def test_answers_that_never_agree_end_in_an_error():
         read(store, StoredObject("memory://x", 100), 0, 10)
 
 
-def test_waiting_for_a_turn_while_the_server_throttles_does_not_count_for_the_deadline():
+def test_waiting_for_a_turn_while_the_server_throttles_does_not_count_for_the_deadline(clock):
     failures = [Fault("http-503", "busy", throttled=True)] * 3
-    store, flaky, source = flaky_store(*failures, patience=replace(QUICK, deadline_seconds=0.5))
+    store, flaky, source = flaky_store(*failures)
     server = store._reader._server("memory://x")
     server.limit = 1.0
     out = np.zeros(10, np.uint8)
     with server.slot(lambda: None):
         [transfer] = store.start([RangeRead(source, 0, out)])
-        assert not transfer._done.wait(1.0)  # longer than the deadline
+        while not server._waiting:
+            transfer._done.wait(0.001)
+        clock.pass_(2 * QUICK.deadline_seconds)
+        assert not transfer.done
     transfer.wait()
     assert flaky.calls == 4
 
@@ -244,27 +259,33 @@ def test_what_was_given_up_counts_as_no_retry():
     assert store.counts() == {}
 
 
+class Stalled:
+    """In place of a way to open: only what is absent is told, and that when another look has begun."""
+
+    def __init__(self) -> None:
+        self.begun, self.given_up = threading.Event(), threading.Event()
+
+    def probe(self, probe):
+        if probe.url.endswith("absent"):
+            assert self.begun.wait(20)
+            raise Refused("there is no such object")
+        with probe.abortable(self.given_up.set):
+            self.begun.set()
+            assert self.given_up.wait(20)
+            probe.check()
+
+
 @pytest.mark.parametrize("urls", [1, 5])
 def test_opening_can_be_given_up_and_one_error_ends_the_others(urls):
-    release = threading.Event()
-
-    class Slow:
-        def probe(self, probe):
-            if probe.url.endswith("absent"):
-                raise Refused("there is no such object")
-            with probe.abortable(release.set):
-                assert release.wait(20)
-                probe.check()
-
     store = Store(patience=QUICK)
-    store._reader._general = Slow()
-    with pytest.raises(ReadCancelled), cancellable(lambda: True):
+    store._reader._general = stalled = Stalled()
+    with pytest.raises(ReadCancelled), cancellable(stalled.begun.is_set):
         store.open([f"memory://x{i}" for i in range(urls)])
-    assert release.wait(20)
-    release.clear()
+    assert stalled.given_up.wait(20)
+    store._reader._general = stalled = Stalled()
     with pytest.raises(StorageError, match="there is no such object"):
         store.open(["memory://absent", *(f"memory://x{i}" for i in range(urls))])
-    assert release.wait(20)
+    assert stalled.given_up.wait(20)
 
 
 def test_interrupting_read_ranges_leaves_its_memory_alone_and_the_store_working(data, memory, monkeypatch):

@@ -9,19 +9,23 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from headrace.errors import StorageError
-from headrace.storage import RangeRead, Store, StoredObject
+from headrace.storage import RangeRead, Store, StoredObject, reader
 from headrace.storage import connections as connections_module
 from headrace.storage.connections import Connections
 from headrace.storage.faults import Fault, Patience
+from tests.clock import HandClock
 
 DATA = bytes(range(256)) * 40
-QUICK = Patience(deadline_seconds=0.3, stall_seconds=0.2, first_pause_seconds=0.001, longest_pause_seconds=0.01)
-PATIENT = Patience(deadline_seconds=5.0, stall_seconds=2.0, first_pause_seconds=0.001, longest_pause_seconds=0.01)
+PAUSES = {"first_pause_seconds": 0.001, "longest_pause_seconds": 0.01}
+# No attempt is cut short (see `_attempts_have_time`), but none begins after 0.3 s.
+QUICK = Patience(deadline_seconds=0.3, stall_seconds=20.0, **PAUSES)
+PATIENT = Patience(deadline_seconds=60.0, stall_seconds=20.0, **PAUSES)
 
 # Sends an answer to a request; gets how many came before it.
 Answer = Callable[["RawServer", socket.socket, bytes, int], None]
@@ -77,6 +81,26 @@ def serve() -> Iterator[Callable[..., RawServer]]:
         yield lambda *arguments: stack.enter_context(contextlib.closing(RawServer(*arguments)))
 
 
+@pytest.fixture(autouse=True)
+def _attempts_have_time(monkeypatch):
+    """What an answer holds decides, not how long this machine takes for it."""
+    monkeypatch.setattr(reader, "_LEAST_SECONDS", 60.0)
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> Patience:
+    """Patience of 10 s with a server, where a second passes with each look at the time and not otherwise."""
+    clock = HandClock()
+
+    def look() -> float:
+        clock.pass_(1.0)
+        return clock()
+
+    for module in (connections_module, reader):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=look))
+    return Patience(deadline_seconds=1.0, stall_seconds=10.0, **PAUSES)
+
+
 def right(extra: str = 'ETag: "one"\r\n', before: bytes = b"") -> Answer:
     """The right answer, with other headers, and with something before it."""
 
@@ -127,7 +151,7 @@ def partial(request: bytes) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_an_answer_that_drips_is_given_up(serve, kind):
+def test_an_answer_that_drips_is_given_up(serve, hurried, kind):
     at_once, dripping = ENDLESS[kind]
 
     def answer(server, sock, request, number):
@@ -138,20 +162,22 @@ def test_an_answer_that_drips_is_given_up(serve, kind):
             sock.sendall(at_once)
         server.drip(sock, dripping)
 
-    assert re.search(r"only \d+ bytes came in \d+\.\d s", error_of_read(serve(answer)))
+    assert re.search(r"only \d+ bytes came in 1\d\.0 s", error_of_read(serve(answer), hurried))
 
 
 @pytest.mark.parametrize("kind", ["headers", "continue"])
-def test_an_answer_that_drips_while_an_object_is_opened_is_given_up(serve, kind):
+def test_an_answer_that_drips_while_an_object_is_opened_is_given_up(serve, hurried, kind):
     def answer(server, sock, request, number):
         sock.sendall(ENDLESS[kind][0])
         server.drip(sock, ENDLESS[kind][1])
 
     with pytest.raises(StorageError, match=r"cannot open .*: only \d+ bytes came in"):
-        Store(patience=QUICK).open([serve(answer).url + "/x"])
+        Store(patience=hurried).open([serve(answer).url + "/x"])
 
 
-def test_an_answer_that_comes_fast_but_has_no_end_is_over_with_the_deadline(serve):
+def test_an_answer_that_comes_fast_but_has_no_end_is_over_with_the_deadline(serve, monkeypatch):
+    monkeypatch.setattr(reader, "_LEAST_SECONDS", QUICK.deadline_seconds)
+
     def answer(server, sock, request, number):
         while True:
             sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 4_000)
@@ -160,7 +186,8 @@ def test_an_answer_that_comes_fast_but_has_no_end_is_over_with_the_deadline(serv
 
 
 def test_a_silent_server_is_told_from_a_slow_one(serve):
-    text = error_of_read(serve(lambda server, *_: server.ended.wait()))
+    patience = Patience(deadline_seconds=0.1, stall_seconds=0.2)
+    text = error_of_read(serve(lambda server, *_: server.ended.wait()), patience)
     assert "nothing came for 0.2 s" in text
 
 
@@ -175,12 +202,12 @@ def test_a_server_that_is_not_reached_is_told_from_a_silent_one(serve, monkeypat
 
 
 @pytest.mark.parametrize(("status", "reason"), [("404", "there is no such object: HTTP 404"), ("500", "HTTP 500")])
-def test_the_text_of_an_error_may_be_late_its_status_counts(serve, status, reason):
+def test_the_text_of_an_error_may_be_late_its_status_counts(serve, hurried, status, reason):
     def answer(server, sock, request, number):
         sock.sendall(headers(f"HTTP/1.1 {status} Oh", "Content-Length: 5000"))
         server.drip(sock, b"x")
 
-    assert reason in error_of_read(serve(answer))
+    assert reason in error_of_read(serve(answer), hurried)
 
 
 @pytest.mark.parametrize("status", ["500 Oh", "206 Partial"])
@@ -335,7 +362,7 @@ class Idle:
 
 def test_idle_connections_end_whichever_their_servers(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(connections_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(connections_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     connections = Connections(1.0)
     old = [Idle(("http", f"{i}.test", 80)) for i in range(20)]
     for connection in old:

@@ -43,7 +43,7 @@ def test_a_fault_that_passes_ends_in_the_right_bytes(make_way, name, fault):
         inject(way, fault, times=times)
         for start in (START, START + 1):  # what is left of it on a connection must not harm the next one
             np.testing.assert_array_equal(read(store, source, start), BYTES[start:STOP])
-        assert way.faults() == [fault] * times
+        assert way.faults(at_least=times) == [fault] * times
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -78,14 +78,15 @@ def test_what_a_client_cannot_do_is_known_and_ends_in_an_error_where_it_shows(ma
 
 @pytest.mark.parametrize("fault", [fault for fault in PASSING if fault != "trailing-bytes"])
 def test_a_fault_that_stays_ends_in_an_error_with_all_that_one_needs_to_know(fast, fault):
-    store, source = fast.open(patience=patience(deadline_seconds=0.15, stall_seconds=0.05 if fault in SLOW else 5.0))
+    stall = 0.05 if fault in SLOW else stall_seconds(fault)
+    store, source = fast.open(patience=patience(deadline_seconds=0.15, stall_seconds=stall))
     inject(fast, fault, times=None)
     with pytest.raises(StorageError) as caught:
         read(store, source)
     text = str(caught.value)
     assert f"cannot read bytes [{START}, {STOP}) of {source}: " in text
     assert "\n  gave up after " in text
-    assert set(fast.faults()) == {fault}
+    assert set(fast.faults(at_least=1)) == {fault}
 
 
 @pytest.mark.parametrize("fault", ["status-503", "slow-down", "close-in-body", "range-ignored", "short-body"])
@@ -149,14 +150,16 @@ def test_many_reads_through_every_fault_at_random_come_right(way):
 
 @pytest.mark.parametrize("fault", ["close-in-body", "reset-in-body", "stall-in-body"])
 def test_after_a_break_only_the_rest_is_asked_for(fast, fault):
-    store, source = fast.open(patience=patience(stall_seconds=0.2))
+    store, source = fast.open(patience=patience(stall_seconds=stall_seconds(fault)))
     fast.proxy.inject(fault, at_byte=60_000)
     np.testing.assert_array_equal(read(store, source), BYTES[START:STOP])
-    first, second = fast.proxy.log
+    assert fast.faults(at_least=1) == [fault]
+    assert store.counts()["received_bytes"] == STOP - START  # in however many attempts: a slow proxy may stall, too
+    first, *others = fast.proxy.log
     assert first.range == f"bytes={START}-{STOP - 1}"
-    # a reset may overtake what was sent before it
-    assert second.range == f"bytes={START + 60_000}-{STOP - 1}" or fault == "reset-in-body"
-    assert first.if_match == second.if_match == source.version.removeprefix("ETag ")
+    if fault == "close-in-body":  # a reset may overtake what was sent before it
+        assert [entry.range for entry in others] == [f"bytes={START + 60_000}-{STOP - 1}"]
+    assert {entry.if_match for entry in fast.proxy.log} == {source.version.removeprefix("ETag ")}
 
 
 def test_a_redirect_is_followed_without_what_is_meant_for_the_first_host_only(make_way):

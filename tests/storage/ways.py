@@ -40,7 +40,11 @@ BEYOND = {
 }
 
 
-def patience(deadline_seconds: float = SECONDS, stall_seconds: float = 5.0) -> Patience:
+# More than any answer takes that is not meant to be late
+NO_STALL_SECONDS = 15.0
+
+
+def patience(deadline_seconds: float = SECONDS, stall_seconds: float = NO_STALL_SECONDS) -> Patience:
     return Patience(
         deadline_seconds=deadline_seconds,
         stall_seconds=stall_seconds,
@@ -83,9 +87,17 @@ class Way:
         self.proxy.clear()
         return self.store(**options), source
 
-    def faults(self) -> list[str]:
-        """The faults that were done, in their order."""
-        return [entry.fault for entry in self.proxy.log if entry.fault is not None]
+    def faults(self, at_least: int = 0) -> list[str]:
+        """The faults that were done, in their order, once there are so many.
+
+        A request that a client gives up may come to the proxy's log after the next one's answer has come to the client.
+        """
+
+        def found(log) -> list[str]:
+            return [entry.fault for entry in log if entry.fault is not None]
+
+        self.proxy.wait_for(lambda log: len(found(log)) >= at_least)
+        return found(self.proxy.log)
 
 
 def read(store, source, start=START, stop=STOP, **options) -> np.ndarray:
@@ -100,4 +112,4 @@ def inject(way: Way, fault: str, *, times: int | None) -> None:
 
 
 def stall_seconds(fault: str) -> float:
-    return 0.2 if fault in SLOW else 5.0
+    return 0.2 if fault in SLOW else NO_STALL_SECONDS

@@ -57,8 +57,11 @@ class Gate:
         part.release()
 
 
-def io_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("headrace-io")]
+def join_io_threads() -> None:
+    """Returns when none is left: one that ends may have started another."""
+    while threads := [thread for thread in threading.enumerate() if thread.name.startswith("headrace-io")]:
+        threads[0].join(SECONDS)
+        assert not threads[0].is_alive()
 
 
 def test_all_parts_of_a_transfer_are_read_and_no_thread_is_left():
@@ -73,8 +76,7 @@ def test_all_parts_of_a_transfer_are_read_and_no_thread_is_left():
         assert transfer.released
         assert not transfer.failed
         assert (transfer.read.out == 7).all()
-    for thread in io_threads():
-        thread.join(SECONDS)
+    join_io_threads()
     assert sorted(gate.order) == [offset + cut for offset in range(0, 500, 100) for cut in (0, 10, 20)]
 
 
@@ -253,8 +255,7 @@ def test_an_interrupt_while_a_thread_starts_leaves_a_queue_that_works(monkeypatc
     queue.put(second.parts, urgent=True)
     for transfer in (first, second):
         transfer.wait()
-    for thread in io_threads():
-        thread.join(SECONDS)
+    join_io_threads()
     assert queue._threads == queue._bytes == 0
 
 
@@ -340,8 +341,7 @@ def test_what_failed_is_gone_with_its_memory_once_its_error_was_seen():
         for wait in (transfer.wait, probe.wait):
             with contextlib.suppress(StorageError):
                 wait()
-        for thread in io_threads():
-            thread.join(SECONDS)
+        join_io_threads()
         return [weakref.ref(thing) for thing in (transfer, transfer.read.out, probe)]
 
     assert [reference() for reference in fail()] == [None] * 3

@@ -4,7 +4,6 @@ import mmap
 import os
 import resource
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import StorageError
 from headrace.storage import LocalFile, OpenFiles, local, read_bytes
+from tests.storage.address_space import hold_used_pages
 
 PAGE = mmap.PAGESIZE
 
@@ -71,7 +71,7 @@ def test_a_missing_file_is_a_storage_error(tmp_path):
 
 @pytest.mark.parametrize("limit_pages", [1, 10**9])
 def test_a_map_leaves_half_of_a_limited_address_space_to_the_program(tmp_path, monkeypatch, limit_pages):
-    used_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used_pages = hold_used_pages(monkeypatch)
     soft = 2 * (used_pages + limit_pages) * PAGE
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     path = tmp_path / "data.bin"

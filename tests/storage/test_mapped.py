@@ -17,6 +17,8 @@ import pytest
 from headrace.errors import StorageError
 from headrace.storage import LocalFile, local, mapped
 from headrace.storage.mapped import MappedFile
+from tests.open_files import descriptors_of
+from tests.storage.address_space import hold_used_pages
 
 PAGE = mmap.PAGESIZE
 CONTENT = bytes(range(256)) * 256
@@ -43,17 +45,6 @@ def maps_of(path):
     """How many maps of this file the process has, whether or not it has its name still."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return sum(line.removesuffix(" (deleted)").endswith(f" {path}") for line in lines)
-
-
-def descriptors_of(path):
-    """How many descriptors of this file are open."""
-    links = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # that of the listing itself
-            continue
-    return links.count(str(path))
 
 
 def rename_over(path, content=b"another"):
@@ -255,7 +246,7 @@ def test_what_the_system_can_not_map_has_no_map(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limit_pages", [1, 10**9])
 def test_a_map_leaves_half_of_a_limited_address_space_to_the_program(path, monkeypatch, limit_pages):
-    used_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used_pages = hold_used_pages(monkeypatch)
     soft = 2 * (used_pages + limit_pages) * PAGE
     os.truncate(path, 1000 * PAGE)
     with monkeypatch.context() as patched:

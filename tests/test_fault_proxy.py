@@ -208,22 +208,34 @@ def test_a_late_answer_waits_until_it_is_released_and_is_then_complete(proxy, fa
         assert stream.read(200 - len(early)) == BYTES[100 + len(early) : 300]
 
 
-@pytest.mark.parametrize("fault", ["late-first-byte", "stall-in-body"])
-def test_a_late_answer_comes_by_itself_after_its_seconds(proxy, fault):
-    proxy.inject(fault, seconds=0.001)
+@pytest.mark.parametrize("fault", ["late-first-byte", "stall-in-body", "slow-drip"])
+def test_a_late_or_slow_answer_comes_by_itself_after_its_seconds(proxy, fault):
+    proxy.inject(fault, seconds=0.001, bytes_per_second=1e6)
     with Client(proxy.url) as client:
         assert client.ask()[2] == BYTES
 
 
-def test_a_slow_answer_comes_in_pieces_and_complete(proxy):
-    proxy.inject("slow-drip", bytes_per_second=1e6)
+class Turn(threading.Event):
+    """Set, it ends one wait."""
+
+    def wait(self, timeout=None):
+        came = super().wait(timeout)
+        self.clear()
+        return came
+
+
+def test_a_slow_answer_waits_before_each_piece_and_is_complete(proxy):
+    turn = Turn()
+    proxy.inject("slow-drip", bytes_per_second=1e-6, release=turn)
     host, port = proxy.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"GET /x.bin HTTP/1.1\r\nHost: x\r\nRange: bytes=100-299\r\n\r\n")
-        pieces = []
-        while not b"".join(pieces).endswith(BYTES[100:300]):
-            pieces.append(connection.recv(1 << 16))
-    assert len(pieces) > 2
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(1 << 16)
+        for start in range(100, 300, 25):
+            turn.set()
+            assert connection.recv(1 << 16) == BYTES[start : start + 25]
 
 
 def test_clearing_the_proxy_ends_what_keeps_a_client_waiting(proxy):

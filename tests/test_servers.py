@@ -3,6 +3,7 @@
 import http.client
 import os
 import select
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -85,9 +86,12 @@ def test_the_range_server_ends_its_connections_and_starts_again_on_its_port(serv
         server.stop()
         with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
             client.ask()
-    with pytest.raises(ConnectionRefusedError):
-        raw(server.url)
-    server.start()
+    with socket.socket() as held:  # else another process may get the port meanwhile
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError):
+            raw(server.url)
+        server.start()
     with Client(server.url) as client:
         assert client.ask()[2] == BYTES
     assert server.port == port

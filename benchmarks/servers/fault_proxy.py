@@ -121,6 +121,7 @@ class FaultProxy:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._listeners: list[socket.socket] = []
+        self._held: list[socket.socket] = []
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._count = 0
@@ -204,6 +205,7 @@ class FaultProxy:
             self._ports[i] = listener.getsockname()[1]
             self._listeners.append(listener)
             self._run(self._accept, listener, i)
+        self._let_ports_go()
 
     def refuse_connections(self) -> None:
         """Ends all connections and refuses new ones: the server is stopped."""
@@ -212,14 +214,29 @@ class FaultProxy:
             for listener in listeners:
                 listener.shutdown(socket.SHUT_RDWR)  # accept() returns; close() alone does not wake it
                 listener.close()
+            if listeners and not self._closing.is_set():
+                self._hold_ports()
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def _hold_ports(self) -> None:
+        """Keeps the ports from being given to others; as nobody listens, connections are refused."""
+        for place in zip(self._hosts, self._ports, strict=True):
+            held = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(place)
+            self._held.append(held)
+
+    def _let_ports_go(self) -> None:
+        while self._held:
+            self._held.pop().close()
 
     def close(self) -> None:
         """Ends everything, clients that are kept waiting included."""
         self._closing.set()
         self.refuse_connections()
+        self._let_ports_go()
         for thread in self._threads:
             thread.join(timeout=10.0)
 

@@ -1,8 +1,10 @@
 """The order of an epoch a second time: slow, in plain Python, straight from the text of the design."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from headrace.order import hash_words, permute
+import numpy as np
+
 from headrace.order.epoch import SHUFFLE_ALL, SHUFFLE_BLOCKS, SHUFFLE_WINDOW
 
 _MASK_32, _MASK_64 = 2**32 - 1, 2**64 - 1
@@ -41,7 +43,19 @@ class PlainPermutation:
             position = self._undo(position)
         return position
 
-    def _apply(self, value: int) -> int:
+    def images(self) -> list[int]:
+        """Of all positions: walks in a table of one step from everywhere, which takes a tenth of the time."""
+        everywhere = np.arange(self.rows << self.column_bits, dtype=np.uint64)
+        table = self._apply(everywhere).tolist()
+        images = []
+        for position in range(self.n):
+            image = table[position]
+            while image >= self.n:
+                image = table[image]
+            images.append(image)
+        return images
+
+    def _apply(self, value: Any) -> Any:
         row, column = divmod(value, 2**self.column_bits)
         for i, key in enumerate(self.round_keys):
             if i % 2:
@@ -59,14 +73,14 @@ class PlainPermutation:
                 row = (row - self._row_shift(column, key)) % self.rows
         return row * 2**self.column_bits + column
 
-    def _row_shift(self, column: int, key: int) -> int:
+    def _row_shift(self, column: Any, key: int) -> Any:
         return _round(column, key) * self.rows >> 32
 
-    def _column_change(self, row: int, key: int) -> int:
+    def _column_change(self, row: Any, key: int) -> Any:
         return _round(row, key) >> (32 - self.column_bits)
 
 
-def _round(value: int, key: int) -> int:
+def _round(value: Any, key: int) -> Any:  # an int, or an array of uint64: no product has more bits
     value = (value ^ key) * 0x7FEB352D & _MASK_32
     return (value ^ value >> 15) * 0x846CA68B & _MASK_32
 
@@ -99,7 +113,7 @@ def lane_and_place(number: int, lanes: int) -> tuple[int, int]:
 
 def shuffled(count: int, *purpose: int) -> list[int]:
     """range(count) in the order that belongs to a purpose."""
-    return [int(image) for image in permute(range(count), count, hash_words(*purpose))]
+    return PlainPermutation(count, plain_hash(*purpose)).images() if count else []
 
 
 def epoch_order(

@@ -105,6 +105,9 @@ class StandInStore:
             if read.source.url in self.failing:
                 raise StorageError(f"cannot read {read}: as the test wants it")
             part.write(self.objects[read.source.url][read.offset : read.stop])
+            # Before it is seen to be there: which thread goes on first then makes no difference to what is asked for.
+            if self._releasing.is_set():
+                part.release()
             part.fill()
             self._releasing.wait()
         except BaseException as error:  # noqa: BLE001 (raised to those who wait)

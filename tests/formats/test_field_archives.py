@@ -163,7 +163,7 @@ def test_several_gzips_in_one_payload_are_one_after_the_other():
 
 
 @pytest.mark.parametrize("zeros", [0, 9, 70_000, 200_000])
-@pytest.mark.parametrize("lengths", [[300_000], [0, 1, 70_000], [5] * 200])
+@pytest.mark.parametrize("lengths", [[300_000], [0, 1, 70_000], [5] * 20])
 def test_gzips_longer_than_what_is_read_of_them_at_once_are_whole(lengths, zeros):
     contents = [np.random.default_rng(length).bytes(length) for length in lengths]
     payload = b"".join(gzip.compress(content) + bytes(zeros) for content in contents)

@@ -194,7 +194,7 @@ class TestPromises:
 
 class TestRivals:
     def where(self, tmp_path):
-        size = ["--shard-samples", "300", "--repetitions", "2", "--seconds", "0.01"]
+        size = ["--shard-samples", "300", "--repetitions", "1", "--seconds", "0.01"]
         return [*size, "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
 
     def test_one_that_is_not_installed_is_told_with_the_command_that_installs_it(self, tmp_path, monkeypatch):

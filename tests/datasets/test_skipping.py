@@ -157,7 +157,8 @@ def test_without_skip_the_first_bad_sample_is_an_error_that_names_it():
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_the_main_process_sees_what_all_workers_skipped(context):
     view = faulty([3, 17, 30], batch_size=5)
-    loader = DataLoader(view, batch_size=None, num_workers=2, multiprocessing_context=context)
+    options = {"multiprocessing_context": context, "persistent_workers": context == "spawn"}  # slow to start
+    loader = DataLoader(view, batch_size=None, num_workers=2, **options)
     assert len(numbers(loader)) == SAMPLES - 3
     assert view.skipped == 3
     assert len(numbers(loader)) == SAMPLES - 3

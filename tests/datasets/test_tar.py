@@ -148,7 +148,7 @@ def test_batches_are_those_of_headraces_own_loader(tars):
     [
         {},
         {"num_workers": 2, "multiprocessing_context": "fork"},
-        {"num_workers": 2, "multiprocessing_context": "spawn"},
+        {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True},
         {"num_workers": 3, "persistent_workers": True},
     ],
     ids=["none", "fork", "spawn", "persistent"],

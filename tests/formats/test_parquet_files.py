@@ -460,23 +460,27 @@ def test_a_flipped_byte_in_a_footer_never_ends_the_process_or_gives_places_outsi
     whole = payload(table(60), row_group_size=30)
     footer_bytes = int.from_bytes(whole[-8:-4], "little")
     path = tmp_path / "x.parquet"
-    outcomes = set()
-    for at in range(len(whole) - 8 - footer_bytes, len(whole)):
-        damaged = bytearray(whole)
-        damaged[at] ^= 1 << at % 8
-        path.write_bytes(damaged)
+    path.write_bytes(whole)
+
+    def outcome() -> str:
         try:
             files = opened(path)
         except (FormatError, ArgumentError) as error:
             assert str(path) in str(error)  # noqa: PT017 (any outcome may come)
-            outcomes.add("refused")
-            continue
+            return "refused"
         chunks = files.chunks(files.schema.names)
         assert (chunks.offsets >= 4).all()
         assert (chunks.offsets + chunks.compressed <= len(whole)).all()
         if "id" in files.schema.names:
             RowFilter(pc.field("id").is_valid(), files.schema).matching(files)
-        outcomes.add("opened")
+        return "opened"
+
+    outcomes = set()
+    with open(path, "r+b", buffering=0) as file:
+        for at in range(len(whole) - 8 - footer_bytes, len(whole)):
+            os.pwrite(file.fileno(), bytes([whole[at] ^ 1 << at % 8]), at)
+            outcomes.add(outcome())
+            os.pwrite(file.fileno(), whole[at : at + 1], at)
     assert outcomes == {"refused", "opened"}
 
 

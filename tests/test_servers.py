@@ -159,7 +159,7 @@ input()
         process.kill()
     try:
         for one in watched:  # readable when that process has ended
-            assert select.select([one], [], [], 20.0)[0] == [one]
+            assert select.select([one], [], [], 60.0)[0] == [one]
     finally:
         for one in watched:
             os.close(one)

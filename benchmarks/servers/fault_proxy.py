@@ -188,7 +188,7 @@ class FaultProxy:
             self._actions.clear()
             self.log.clear()
 
-    def wait_for(self, condition: Callable[[Sequence[Entry]], bool], *, timeout_seconds: float = 20.0) -> bool:
+    def wait_for(self, condition: Callable[[Sequence[Entry]], bool], *, timeout_seconds: float = 60.0) -> bool:
         """Waits until the log fulfils a condition; False when it does not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self.log), timeout_seconds)

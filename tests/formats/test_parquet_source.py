@@ -307,7 +307,7 @@ if child == 0:
     os._exit(0 if source.read(range(97))["id"].tolist() == list(range(97)) else 3)
 assert os.waitpid(child, 0)[1] == 0
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60, env=dict(os.environ))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=150, env=dict(os.environ))
 
 
 def test_eight_threads_read_all_kinds_of_columns_under_little_memory(mixed):

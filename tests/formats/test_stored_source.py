@@ -293,7 +293,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def test_a_forked_child_fetches_for_itself_though_its_parent_was_in_the_middle_of_it(tmp_path, environment):
     np.save(tmp_path / "x.npy", X)
     command = [sys.executable, "-c", FORK, str(tmp_path)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
     assert (run.returncode, run.stderr) == (0, "")
 
 

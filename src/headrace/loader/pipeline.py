@@ -146,13 +146,13 @@ class Pipeline:
         source = self.schedule.source_of(epoch)
         self._queues.clear()
         if self.workers.are_processes and isinstance(source, DatasetSource):
-            planned = timed("plan", plan_groups(self.schedule, epoch, position, lambda: self._job_steps.next))
+            planned = timed("plan", plan_groups(self.schedule, epoch, position, self._steps_a_job))
             jobs = (Job(group, group.sample_ids, group.bounds, group.positions) for group in planned)
             return self._in_processes(jobs, epoch, position)
         group_rows = self.rows * self._grouping.steps
         groups = announced(
             source,
-            plan_groups(self.schedule, epoch, position, lambda: self._grouping.steps),
+            plan_groups(self.schedule, epoch, position, lambda _: self._grouping.steps),
             group_samples=group_rows,
             ahead=max(1, self.workers.count, -(-_ANNOUNCED_SAMPLES // group_rows)),
             least=max(2, self.workers.count),
@@ -242,6 +242,10 @@ class Pipeline:
         )
         self._queues.append(weakref.ref(sent))
         return Brought(sent, (*ends, sent.close))
+
+    def _steps_a_job(self, left: int) -> int:
+        """How many steps the next job has: fewer towards the end, so that all processes have work until then."""
+        return min(self._job_steps.next, max(1, left // (2 * self.workers.count)))
 
     def _start_processes(self) -> Processes:
         """Worker processes, which start when their first job comes; persistent ones end with this pipeline."""

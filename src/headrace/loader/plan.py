@@ -38,20 +38,20 @@ class Group(NamedTuple):
             yield Step(self.sample_ids[start:stop], None if self.valid is None else self.valid[start:stop])
 
 
-def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: Callable[[], int]) -> Iterator[Group]:
+def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: Callable[[int], int]) -> Iterator[Group]:
     """The rest of an epoch in groups of steps.
 
     Args:
         schedule: What to read when.
         epoch: The epoch.
         position: Where in it to begin.
-        steps_a_group: Tells how many steps the next group has, if so many are left.
+        steps_a_group: Tells how many steps the next group has, given how many are left.
     """
     steps = schedule.steps
     size = steps.global_batch_size
     samples_a_step = max(1, size // steps.world_size)
     while left := steps.remaining(position):
-        at_once = steps_a_group()
+        at_once = steps_a_group(left)
         count = min(at_once * max(1, _PLANNED_SAMPLES // (at_once * samples_a_step)), left)
         ids, bounds, valid = schedule.plan(epoch, position, count)
         edges = bounds.tolist()
@@ -59,7 +59,7 @@ def plan_groups(schedule: Schedule, epoch: int, position: int, steps_a_group: Ca
         positions = [*range(position + size, position + size * count, size), end]
         last = 0
         while last < count:
-            first, last = last, min(last + steps_a_group(), count)
+            first, last = last, min(last + steps_a_group(left - last), count)
             start, stop = edges[first], edges[last]
             inner = [edge - start for edge in edges[first : last + 1]]
             marks = None if valid is None else valid[start:stop]

@@ -76,11 +76,14 @@ class Trained(NamedTuple):
         wait_share: The share of the time that it waited for batches.
         batch_size: Samples a step.
         capacity: Samples a second that the loader reads alone.
+        late_share: The share of the time by which its steps took longer than they should, though they compute nothing:
+            they wait for a core, as the loop does for its batches.
     """
 
     wait_share: float
     batch_size: int
     capacity: float
+    late_share: float = 0.0
 
     @property
     def wanted(self) -> float:
@@ -204,8 +207,8 @@ def stall(where: Loading, *, kind: str) -> list[float]:
         batch_size = max(1, min(int(read(batch_size) * STEP_SECONDS / AIMED_CAPACITY), largest))
         before = read(batch_size)
         trained = _stretch(where, workload, batch_size, SimulatedStep(STEP_SECONDS))
-        waits = trained.wait_seconds / trained.seconds
-        stretch = Trained(waits, batch_size, (before + read(batch_size)) / 2)
+        waits, works = trained.wait_seconds / trained.seconds, trained.batches * STEP_SECONDS / trained.seconds
+        stretch = Trained(waits, batch_size, (before + read(batch_size)) / 2, max(0.0, 1 - waits - works))
         if stretch.is_feasible:
             stretches.append(stretch)
         if len(stretches) == where.repetitions:
@@ -221,7 +224,7 @@ def stall_remark(where: Loading, *, kind: str) -> str:
     middle = stretches[len(stretches) // 2]
     return (
         f"batch {middle.batch_size:,}: {middle.capacity:,.0f}/s read alone, {middle.wanted:,.0f}/s wanted, "
-        f"{middle.capacity / middle.wanted:.2f}x"
+        f"{middle.capacity / middle.wanted:.2f}x; steps late by {100 * middle.late_share:.1f} % of the time"
     )
 
 

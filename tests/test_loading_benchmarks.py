@@ -95,9 +95,9 @@ class TestStall:
 
     def test_what_was_read_and_wanted_is_said_of_the_median(self, tmp_path):
         where = Loading(tmp_path)
-        where.trained["rows"] = [Trained(0.03, 10, 3000.0), Trained(0.01, 20, 6000.0), Trained(0.02, 40, 10_000.0)]
+        where.trained["rows"] = [Trained(0.03, 10, 3e3), Trained(0.01, 20, 6e3), Trained(0.02, 40, 1e4, 0.015)]
         remark = loading_promises.stall_remark(where, kind="rows")
-        assert remark == "batch 40: 10,000/s read alone, 8,000/s wanted, 1.25x"
+        assert remark == "batch 40: 10,000/s read alone, 8,000/s wanted, 1.25x; steps late by 1.5 % of the time"
         where.trained["rows"].clear()
         assert loading_promises.stall_remark(where, kind="rows") == "never read 1.2 times of what the step wants"
 

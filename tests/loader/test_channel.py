@@ -172,6 +172,15 @@ def test_larger_messages_take_the_place_of_smaller_slots(ends):
     assert ours.slots_bytes == theirs.slots_bytes <= rounded_up(41 * LARGE)
 
 
+def test_parts_that_grow_leave_no_slots_behind_whatever_else_their_messages_hold(ends):
+    ours, theirs = ends
+    for mebibytes in range(10, 40, 2):
+        ours.send([large(1, mebibytes << 20), large(2, 1 << 20)])
+        assert [int(array[-1]) for array in theirs.receive(10)] == [1, 2]
+        notify(ours, theirs)
+    assert ours.slots_bytes == theirs.slots_bytes <= rounded_up(40 << 20) + rounded_up(2 << 20)
+
+
 def test_a_burst_of_messages_does_not_keep_its_slots(ends):
     ours, theirs = ends
     for i in range(40):

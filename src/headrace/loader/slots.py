@@ -140,8 +140,8 @@ class SentSlots:
     def take(self, sizes: Sequence[int]) -> list[Slot]:
         """Slots for a message, one of at least each of these sizes: the smallest that is free, or a new one.
 
-        A new one takes the place of one that is free and too small. One that is far too large isn't taken, since who
-        keeps the message would keep all of it.
+        A new one takes the place of the largest that is free and too small; smaller ones may fit other parts. One that
+        is far too large isn't taken, since who keeps the message would keep all of it.
         """
         self._most_idle = max(self._most_idle, _IDLE_MESSAGES * len(sizes))
         self._take_back()
@@ -163,9 +163,9 @@ class SentSlots:
             number = min(fitting, key=size_of)
             del self._idle[number]
             return self._slots[number]
-        smallest = min(self._idle, key=size_of, default=None)
-        if smallest is not None and size_of(smallest) < nbytes:
-            self._drop(smallest)
+        outgrown = [number for number in self._idle if size_of(number) < nbytes]
+        if outgrown:
+            self._drop(max(outgrown, key=size_of))
         self._made += 1
         slot = self._slots[self._made] = Slot(self._made, size)
         return slot

@@ -163,6 +163,19 @@ def test_a_message_of_any_arrays_takes_few_slots(ends):
         notify(ours, theirs)
 
 
+def test_arrays_are_aligned_whatever_else_their_message_tells(ends):
+    ours, theirs = ends
+    for nbytes in (1, 4000, 1 << 20, 3 << 20):
+        for _ in range(2):
+            ours.send([b"x" * 5, large(1, nbytes), np.arange(3, dtype=np.complex128), torch.arange(5.0).double()])
+            _, array, numbers, tensor = theirs.receive(10)
+            assert numbers.flags.aligned
+            assert tensor.data_ptr() % 8 == 0
+            del array
+            theirs.send(np.arange(3.0))  # with notice of a slot that is free again
+            assert ours.receive(10).flags.aligned
+
+
 def test_larger_messages_take_the_place_of_smaller_slots(ends):
     ours, theirs = ends
     for nbytes in range(LARGE, 40 * LARGE, LARGE):

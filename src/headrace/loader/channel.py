@@ -61,9 +61,14 @@ class _Message(NamedTuple):
         return self.returned + self.retired + self.dropped
 
     @property
-    def body_bytes(self) -> int:
-        """What follows the header."""
-        return _SLOT.size * self.slots + 4 * self.notices + self.inline_bytes
+    def listed_bytes(self) -> int:
+        """What tells of slots."""
+        return _SLOT.size * self.slots + 4 * self.notices
+
+    @property
+    def nbytes(self) -> int:
+        """All of it."""
+        return _HEADER.size + self.listed_bytes + self.inline_bytes
 
 
 class Channel:
@@ -215,14 +220,15 @@ class Channel:
         most = _Message(_MOST_BYTES, MOST_PIECES, *[_MOST_NOTICES] * 3)
         if any(got > limit for got, limit in zip(message, most, strict=True)):
             raise self._refused(f"a header of {message}")
-        return message if len(self._buffer) >= _HEADER.size + message.body_bytes else None
+        return message if len(self._buffer) >= message.nbytes else None
 
     def _object(self, message: _Message) -> Any:
-        end = _HEADER.size + message.body_bytes
-        body = self._buffer[_HEADER.size : end]
-        del self._buffer[:end]
+        start = _HEADER.size + message.listed_bytes
+        listed, inline = self._buffer[_HEADER.size : start], self._buffer[start : message.nbytes]
+        del self._buffer[: message.nbytes]
         try:
-            pieces = self._opened(message, body)
+            # memory of its own, so that arrays in it are aligned
+            pieces = [memoryview(inline), *self._opened(message, listed)]
         except ValueError as error:
             self._check()
             raise self._refused(str(error)) from error
@@ -233,21 +239,21 @@ class Channel:
         with stage("copy"):
             return decode_pieces(pieces)
 
-    def _opened(self, message: _Message, body: bytearray) -> list[memoryview]:
-        """Takes notice of what a message says of slots; gives the memory of its object."""
+    def _opened(self, message: _Message, listed: bytearray) -> list[memoryview]:
+        """Takes notice of what a message says of slots; gives what they hold of its object."""
         slots_bytes = _SLOT.size * message.slots
-        numbers = struct.unpack_from(f"<{message.notices}I", body, slots_bytes)
+        numbers = struct.unpack_from(f"<{message.notices}I", listed, slots_bytes)
         first_dropped = message.notices - message.dropped
         self._sent.returned.extend(numbers[: message.returned])
         self._sent.retired.extend(numbers[message.returned : first_dropped])
         for number in numbers[first_dropped:]:
             self._lent.forget(number)
         held: list[tuple[int, int]] = []
-        for number, nbytes, slot_bytes in _SLOT.iter_unpack(body[:slots_bytes]):
+        for number, nbytes, slot_bytes in _SLOT.iter_unpack(listed[:slots_bytes]):
             if slot_bytes:
                 self._add(number, slot_bytes)
             held.append((number, nbytes))
-        return [memoryview(body)[slots_bytes + 4 * message.notices :], *self._lent.lend(held)]
+        return self._lent.lend(held)
 
     def _add(self, number: int, slot_bytes: int) -> None:
         """Maps a new slot."""

@@ -1,5 +1,6 @@
 """Both ends of a channel: what arrives, which memory it is in, and what happens when one end is gone."""
 
+import errno
 import gc
 import os
 import resource
@@ -355,6 +356,32 @@ def test_an_object_that_cannot_travel_raises_and_the_next_one_does(ends):
     with pytest.raises(ValueError, match="not a number"):
         theirs.receive(10)
     assert theirs.receive(10) == 2
+
+
+def test_where_no_more_descriptors_are_passed_a_message_goes_through_the_socket(ends, monkeypatch):
+    ours, theirs = ends
+    kept = [large(9, 300_000)]
+    theirs.send(kept)
+    ours.receive(10)
+    given = [large(1), np.arange(300_000), large(2, 1 << 20), torch.ones(LARGE)]
+
+    def refused(*_: Any) -> int:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "send_fds", refused)
+        sender = threading.Thread(target=ours.send, args=(given,))
+        sender.start()
+        received = theirs.receive(10)
+        sender.join()
+        assert [array.tolist() for array in received] == [array.tolist() for array in given]
+        assert ours._sent.nbytes == theirs._lent.nbytes == 0
+        theirs.send(kept)  # into the slot that the message has given back
+        assert ours.receive(10)[0].tolist() == kept[0].tolist()
+    ours.send(given)
+    assert theirs.receive(10)[2].tolist() == given[2].tolist()
+    assert ours.bytes_sent == theirs.bytes_received
+    assert ours._sent.nbytes == theirs._lent.nbytes > 1 << 20
 
 
 HEADER, SLOT = struct.Struct("<QIIII"), struct.Struct("<IQQ")

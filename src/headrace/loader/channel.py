@@ -23,6 +23,7 @@ Guarantees:
 """
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -32,14 +33,23 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from headrace.loader.encoding import MOST_PIECES, Encoded, Pickler, ReplyPickler, decode_pieces, encode, in_pieces
+from headrace.loader.encoding import (
+    MOST_PIECES,
+    Encoded,
+    Pickler,
+    ReplyPickler,
+    decode_pieces,
+    encode,
+    in_one_piece,
+    in_pieces,
+)
 from headrace.loader.slots import LentSlots, SentSlots, Slot
 from headrace.metrics import stage
 
 _INLINE_BYTES = 16384  # up to here, the copies through the socket cost less than a slot's turn
 _READ_BYTES = 1 << 16
-# what no header goes beyond: the bytes say where each part of a message is
-_MOST_BYTES, _MOST_NOTICES = 1 << 28, 1 << 16
+# what no header goes beyond: where no descriptor can be passed, a whole message goes through the socket
+_MOST_BYTES, _MOST_NOTICES = 1 << 36, 1 << 16
 
 # the bytes that go through the socket; how many slots the object has, and how many are returned, retired and dropped
 _HEADER = struct.Struct("<QIIII")
@@ -119,14 +129,17 @@ class Channel:
             self._send(obj)
 
     def _send(self, obj: Any) -> None:
-        inline, *apart = in_pieces(encode(obj, pickler=self._pickler), inline_bytes=_INLINE_BYTES)
-        body = bytearray(inline.nbytes)
-        inline.write_into(memoryview(body))
+        encoded = encode(obj, pickler=self._pickler)
+        inline, *apart = in_pieces(encoded, inline_bytes=_INLINE_BYTES)
+        body, sizes = inline.in_bytes(), [piece.nbytes for piece in apart]
         with self._sending:
             try:
                 slots = self._written(apart)
-                self._send_message(body, slots, [piece.nbytes for piece in apart])
-                self.bytes_sent += inline.nbytes + sum(piece.nbytes for piece in apart)
+                notices = _drained(self._lent.returned), _drained(self._lent.retired), self._sent.dropped()
+                if not self._send_message(body, slots, sizes, notices):
+                    body, sizes = in_one_piece(encoded).in_bytes(), []
+                    self._send_message(body, [], sizes, notices)
+                self.bytes_sent += len(body) + sum(sizes)
             finally:
                 if self._closed:
                     self._sent.clear()
@@ -141,8 +154,10 @@ class Channel:
             raise
         return slots
 
-    def _send_message(self, body: bytearray, slots: list[Slot], sizes: list[int]) -> None:
-        notices = _drained(self._lent.returned), _drained(self._lent.retired), self._sent.dropped()
+    def _send_message(
+        self, body: bytearray, slots: list[Slot], sizes: list[int], notices: tuple[list[int], ...]
+    ) -> bool:
+        """Sends a message; False where the system passes no more descriptors: then the slots are put back."""
         numbers = [number for listed in notices for number in listed]
         fds = [slot.fd for slot in slots if slot.fd is not None]
         listed = [
@@ -158,6 +173,9 @@ class Channel:
             # not closed: what it sent before it went can still be received
             raise EOFError("the other end of the channel is gone") from error
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # a user may have `ulimit -n` under way at once, in all processes
+                self._sent.put_back(slots)
+                return False
             self.close()
             raise EOFError("the other end of the channel is gone") from error
         except BaseException:
@@ -166,6 +184,7 @@ class Channel:
         finally:
             for slot in slots:
                 slot.close_fd()
+        return True
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next object. Its arrays are the caller's own, and may be kept and written into.

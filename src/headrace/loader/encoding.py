@@ -76,6 +76,12 @@ class Encoded(NamedTuple):
             else:
                 np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(part, np.uint8))
 
+    def in_bytes(self) -> bytearray:
+        """Everything in memory of its own."""
+        memory = bytearray(self.nbytes)
+        self.write_into(memoryview(memory))
+        return memory
+
 
 def _offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where parts of these sizes begin, and where the last one ends."""
@@ -160,6 +166,11 @@ def in_pieces(encoded: Encoded, *, inline_bytes: int) -> list[Encoded]:
         places.append(place)
     pieces[0].insert(0, memoryview(places))
     return [Encoded.of(parts) for parts in pieces]
+
+
+def in_one_piece(encoded: Encoded) -> Encoded:
+    """The same as a first piece that holds all parts."""
+    return Encoded.of([memoryview(bytes(len(encoded.parts))), *encoded.parts])
 
 
 def decode_pieces(memories: Sequence[memoryview]) -> Any:

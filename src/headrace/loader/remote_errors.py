@@ -94,12 +94,9 @@ def _made_of(error: BaseException, *, is_group: bool) -> bytes | None:
 def _encoded(obj: Any) -> bytes:
     """An object as bytes; no bytes where it can't be pickled."""
     try:
-        encoded = encode(obj, pickler=ReplyPickler)
-        memory = bytearray(encoded.nbytes)
-        encoded.write_into(memoryview(memory))
+        return bytes(encode(obj, pickler=ReplyPickler).in_bytes())
     except Exception:  # noqa: BLE001 (user code may do anything here)
         return b""
-    return bytes(memory)
 
 
 def _sendable(obj: Any) -> Any:

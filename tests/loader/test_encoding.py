@@ -3,13 +3,16 @@
 import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import headrace as hr
-from headrace.loader.encoding import decode, encode
+from headrace.loader.encoding import MOST_PIECES, decode, decode_pieces, encode, in_one_piece, in_pieces
 
 
 class Pair(NamedTuple):
@@ -148,8 +151,8 @@ def test_the_same_object_twice_is_one_and_two_views_of_one_memory_become_two():
 
 def test_thousands_of_arrays_are_one_message():
     arrays = [np.full(i % 5, i) for i in range(5000)]
-    for given, back in zip(arrays, there_and_back(arrays), strict=True):
-        assert back.tolist() == given.tolist()
+    for array, back in zip(arrays, there_and_back(arrays), strict=True):
+        assert back.tolist() == array.tolist()
 
 
 def test_functions_made_on_the_spot_come_back():
@@ -164,3 +167,38 @@ def test_functions_made_on_the_spot_come_back():
 def test_bytes_that_are_no_parts_are_refused(memory):
     with pytest.raises(ValueError, match="expected"):
         decode(memoryview(memory))
+
+
+# -- in pieces --------------------------------------------------------------------------------------------------------
+
+SIZES = st.lists(st.one_of(st.just(0), st.integers(0, 100), st.integers(0, 3000), st.integers(0, 60_000)), max_size=100)
+
+
+@given(
+    sizes=st.one_of(SIZES, st.builds(lambda sizes, times: sizes[:8] * times, SIZES, st.integers(1, 60))),
+    apart_bytes=st.sampled_from([64, 500, 1024, 30_000]),
+    inline_bytes=st.sampled_from([0, 300, 5000]),
+)
+def test_objects_of_any_parts_come_back_from_few_pieces_of_which_large_arrays_have_one_each(
+    sizes, apart_bytes, inline_bytes
+):
+    arrays = [np.full(size, i % 251, np.uint8) for i, size in enumerate(sizes)]
+    encoded = encode(arrays)
+    with mock.patch.multiple("headrace.loader.encoding", _APART_BYTES=apart_bytes, _SHARED_BYTES=2 * apart_bytes):
+        first, *others = in_pieces(encoded, inline_bytes=inline_bytes)
+    assert len(others) <= MOST_PIECES
+    for pieces in ([first, *others], [in_one_piece(encoded)]):
+        received = decode_pieces([memoryview(piece.in_bytes()) for piece in pieces])
+        assert [array.tolist() for array in received] == [array.tolist() for array in arrays]
+    large = max(apart_bytes, encoded.nbytes // 32)
+    assert all(len(piece.parts) == 1 for piece in others if max(part.nbytes for part in piece.parts) >= large)
+    assert sum(part.nbytes for part in first.parts[1:]) <= inline_bytes
+
+
+@pytest.mark.parametrize("places", [b"\1", b"\0\0"])
+def test_places_where_no_parts_are_are_refused(places):
+    piece = in_one_piece(encode(5))
+    piece.parts[0] = memoryview(places)
+    memory = piece.of(piece.parts).in_bytes()
+    with pytest.raises(ValueError, match="expected the places of parts in 1 pieces"):
+        decode_pieces([memoryview(memory)])

@@ -217,6 +217,17 @@ def test_jobs_grow_while_their_steps_take_next_to_nothing_and_no_more_steps_than
     assert 4 in sizes
 
 
+def test_all_steps_of_the_jobs_that_wait_count_for_the_bytes_that_are_there(shared):
+    jobs = jobs_of([constant(i) for i in range(12)], together=3)
+    passing = ahead_of(shared, jobs, max_groups=3, step_bytes=lambda batch: 100)
+    next(passing)
+    wait_until(lambda: passing.depth()[1] == 0)
+    assert passing.depth() == (3, 0, 800)  # two batches of the first job, and two jobs
+    next(passing), next(passing)
+    assert passing.depth() == (2, 0, 600)
+    passing.close()
+
+
 def test_no_more_jobs_than_max_groups_are_handed_out(shared):
     assert handed_out(shared, max_groups=7) == 6  # and the one that was taken
 

@@ -136,10 +136,20 @@ class ProcessAhead:
         return self._closed or self._processes.closed
 
     def depth(self) -> tuple[int, int, int]:
-        """How many jobs wait to be taken, how many are worked on or wait for that, and the bytes of what is there."""
-        tasks = len(self._tasks)
-        busy = min(sum(map(self._processes.busy, range(len(self._processes.workers)))), tasks)
-        return tasks - busy, busy, (tasks - busy) * self._expected_bytes
+        """How many jobs wait to be taken, how many are worked on or wait for that, and the bytes of what is there.
+
+        For any thread; what goes on meanwhile may be missed.
+        """
+        busy = {worker: self._processes.busy(worker) for worker in range(len(self._processes.workers))}
+        batches, jobs, at_work = len(self._batches), int(bool(self._batches)), 0
+        for task in reversed(tuple(self._tasks)):  # what a worker has done are the first of its jobs
+            if task.error is None and busy.get(task.worker, 0) > 0:
+                busy[task.worker] -= 1
+                at_work += 1
+            else:
+                batches += len(task.positions)
+                jobs += 1
+        return jobs, at_work, batches * self._expected_bytes
 
     def _tell_notes(self) -> None:
         notes = self._notes_of.popleft() if self._notes_of else None
@@ -223,7 +233,7 @@ class ProcessAhead:
             self._recorder(*spent)
         self._batches.extend(zip(batches, task.positions, strict=error is None))
         self._notes_of.extend(notes)
-        if self._batches:
+        if batches:
             self._expected_bytes = self._step_bytes(batches[0])
             self._job_steps.took(len(batches), sum(spent[0].values()), self._expected_bytes)
         if error is not None:

@@ -224,6 +224,8 @@ def test_a_batch_that_cannot_be_pickled_is_an_error_that_names_it_and_those_befo
 def test_a_batch_that_cannot_be_unpickled_here_is_an_error_that_names_it(shared):
     with pytest.raises(ArgumentError, match=r"made of samples 0 of epoch 2 can't be unpickled here: AttributeError"):
         done_by(shared, lambda: sys.flags)
+    with pytest.raises(ArgumentError, match=r"made of samples 0, 1 of epoch 2 can't be unpickled here"):
+        next(ahead_of(shared, jobs_of([constant(1), lambda: sys.flags], together=2)))  # it may be either
     assert done_by(shared, constant(5)) == [5]
 
 

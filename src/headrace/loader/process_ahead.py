@@ -262,7 +262,7 @@ class ProcessAhead:
                 raise
             except Exception as error:  # noqa: BLE001 (unpickling may raise anything)
                 task.error = ArgumentError(
-                    f"batches: what {worker} made of {self._named(task, 0)} can't be unpickled here: "
+                    f"batches: what {worker} made of {self._named(task, len(task.positions))} can't be unpickled here: "
                     f"{type(error).__name__}: {error}"
                 )
                 task.error.__cause__ = error

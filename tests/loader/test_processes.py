@@ -237,6 +237,10 @@ def test_no_more_bytes_than_max_bytes_are_made_ahead_but_one_batch_always_is(sha
     assert done_by(shared, constant(1), constant(2), max_bytes=1, step_bytes=lambda batch: 100) == [1, 2]
 
 
+def test_batches_may_hold_nothing(shared):
+    assert done_by(shared, constant(1), constant(2), step_bytes=lambda batch: 0) == [1, 2]
+
+
 def test_batches_whose_size_shows_only_when_they_are_there_are_bounded_from_then_on(shared):
     sizes = {"step_bytes": lambda batch: 1 if batch is None else 100, "max_bytes": 300}
     passing = ahead_of(shared, [constant(i) for i in range(20)], **sizes)

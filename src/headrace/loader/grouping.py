@@ -19,8 +19,6 @@ _GROUP_STEPS = 32
 # that is still in the cache
 _GATHER_BYTES = 2 << 20
 _GATHER_STEPS = 4
-
-
 # What a worker process is given at once takes it about so long, several times as long as handing it over
 _JOB_SECONDS = 0.002
 
@@ -115,4 +113,4 @@ class JobSteps:
     def took(self, steps: int, seconds: float, step_bytes: int) -> None:
         """Learns what a job took, and the bytes of one of its batches."""
         in_time = int(_JOB_SECONDS * steps / (seconds or 1e-9))
-        self.next = max(1, min(self._most, 2 * self.next, self._most_bytes // step_bytes, in_time))
+        self.next = max(1, min(self._most, 2 * self.next, self._most_bytes // max(step_bytes, 1), in_time))

@@ -195,6 +195,17 @@ def test_parts_that_grow_leave_no_slots_behind_whatever_else_their_messages_hold
     assert ours.slots_bytes == theirs.slots_bytes <= rounded_up(40 << 20) + rounded_up(2 << 20)
 
 
+def test_large_slots_go_when_messages_have_become_small(ends):
+    ours, theirs = ends
+    ours.send([large(1, 20 << 20), large(2, 2 << 20)])
+    theirs.receive(10)
+    for _ in range(120):
+        notify(ours, theirs)
+        ours.send(large(1))
+        theirs.receive(10)
+    assert ours.slots_bytes == theirs.slots_bytes <= 2 * rounded_up(LARGE)
+
+
 def test_a_burst_of_messages_does_not_keep_its_slots(ends):
     ours, theirs = ends
     for i in range(40):

@@ -27,6 +27,7 @@ from headrace.formats import Array
 
 # messages whose slots may be idle: a burst's go when it is over; a slot in turn used and idle is never among those
 _IDLE_MESSAGES = 8
+_LONG_MESSAGES = 100  # a slot that none of so many has taken goes: it has become too large
 _LEAST_BYTES = 1 << 16
 _MOST_TIMES = 8  # as large as needed, and no more, is a slot for a message
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -126,9 +127,9 @@ class SentSlots:
     def __init__(self) -> None:
         self.returned: deque[int] = deque()
         self.retired: deque[int] = deque()
-        self._made = 0
+        self._made = self._messages = 0
         self._slots: dict[int, Slot] = {}
-        self._idle: dict[int, None] = {}  # numbers, the one that was used last at the end
+        self._idle: dict[int, int] = {}  # numbers, the one that was used last at the end, and since which message
         self._dropped: list[int] = []
         self._most_idle = 0
 
@@ -143,6 +144,7 @@ class SentSlots:
         A new one takes the place of the largest that is free and too small; smaller ones may fit other parts. One that
         is far too large isn't taken, since who keeps the message would keep all of it.
         """
+        self._messages += 1
         self._most_idle = max(self._most_idle, _IDLE_MESSAGES * len(sizes))
         self._take_back()
         taken: list[Slot] = []
@@ -174,7 +176,7 @@ class SentSlots:
         """Takes the slots of a message that was not sent."""
         for slot in slots:
             if slot.fd is None:
-                self._idle[slot.number] = None
+                self._idle[slot.number] = self._messages
             else:
                 slot.close_fd()
                 del self._slots[slot.number]  # the other end doesn't know it
@@ -188,11 +190,13 @@ class SentSlots:
         while self.returned:
             number = self.returned.popleft()
             if number in self._slots:
-                self._idle[number] = None
+                self._idle[number] = self._messages
         while self.retired:
             self._slots.pop(self.retired.popleft(), None)
-        while len(self._idle) > self._most_idle:
-            self._drop(next(iter(self._idle)))
+        for number, since in list(self._idle.items()):
+            if len(self._idle) <= self._most_idle and self._messages - since <= _LONG_MESSAGES:
+                break
+            self._drop(number)
 
     def _drop(self, number: int) -> None:
         del self._idle[number], self._slots[number]

@@ -313,6 +313,27 @@ def test_a_death_in_the_middle_of_a_job_names_the_step(mortal):
         next(passing)
 
 
+def test_a_death_at_a_job_of_a_former_pass_names_no_step_of_this_one_as_begun(mortal, tmp_path):
+    gate = tmp_path / "gate"
+
+    def die() -> None:
+        while not gate.exists():
+            os.sched_yield()
+        os._exit(3)
+
+    processes = mortal()
+    former = ahead_of(processes, jobs_of([constant(0), constant(1), constant(2), die], together=2))
+    assert next(former)[0] == 0
+    wait_until(lambda: processes.steps_done(0) == 1)
+    former.close()
+    passing = ahead_of(processes, jobs_of([constant(0), constant(1)], together=2))
+    opener = threading.Thread(target=lambda: (wait_until(lambda: in_hand(passing) == 1), gate.touch()))
+    opener.start()
+    with pytest.raises(LoaderError, match=r"exit code 3 before it could begin with samples 0 of epoch 2"):
+        next(passing)
+    opener.join()
+
+
 def test_a_crash_is_an_error_that_tells_where_it_happened(mortal):
     text = death(mortal(), lambda: ctypes.string_at(0))
     assert "was ended by signal 11 (SIGSEGV) while it worked on samples 0 of epoch 2\n" in text

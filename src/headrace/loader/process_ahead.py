@@ -46,13 +46,13 @@ class Job(NamedTuple):
 
 
 class _Task:
-    """A job in the hands of a worker; of none where it could not be had, with the error."""
+    """A job in the hands of a worker, after so many others; of none where it could not be had, with the error."""
 
-    __slots__ = ("bounds", "error", "number", "positions", "sample_ids", "was_sent", "worker")
+    __slots__ = ("after", "bounds", "error", "number", "positions", "sample_ids", "was_sent", "worker")
 
     def __init__(self, sample_ids: Ids, bounds: list[int], positions: list[int]) -> None:
         self.sample_ids, self.bounds, self.positions = sample_ids, bounds, positions
-        self.number = self.worker = -1
+        self.number = self.worker = self.after = -1
         self.was_sent = False
         self.error: BaseException | None = None
 
@@ -213,6 +213,7 @@ class ProcessAhead:
         turns = ((task.number + i) % processes.num_workers for i in range(processes.num_workers))
         task.worker = min(turns, key=processes.busy)
         worker = processes.workers[task.worker]
+        task.after = worker.sent
         try:
             task.was_sent = worker.send(task.number, self._seed, self._epoch, content)
         except Exception as error:  # noqa: BLE001 (whatever a source reads may be impossible to send)
@@ -257,7 +258,8 @@ class ProcessAhead:
                     raise self._overdue(task, self._timeout) from None
                 self._hand_out()
             except EOFError:
-                raise worker.death(self._named(task, self._steps_done(task)), began=task.was_sent) from None
+                began_it = task.was_sent and self._processes.is_at(task.worker, task.after)
+                raise worker.death(self._named(task, self._steps_done(task)), began=began_it) from None
             except OSError:
                 raise
             except Exception as error:  # noqa: BLE001 (unpickling may raise anything)
@@ -284,8 +286,8 @@ class ProcessAhead:
         )
 
     def _steps_done(self, task: _Task) -> int:
-        """How many steps of the oldest job of a worker are done, which may be all."""
-        return self._processes.steps_done(task.worker)
+        """How many steps of a job are done, which may be all; none while its worker is at one of a former pass."""
+        return self._processes.steps_done(task.worker) if self._processes.is_at(task.worker, task.after) else 0
 
     def _named(self, task: _Task, step: int) -> str:
         """The samples of a step; of all where it is beyond the last."""

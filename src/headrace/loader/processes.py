@@ -107,6 +107,10 @@ class Processes:
         """How many jobs a worker has that it is not done with."""
         return self.workers[worker].sent - int(self._done[worker, 0])
 
+    def is_at(self, worker: int, after: int) -> bool:
+        """Whether a worker is at the job that came after so many others, or waits for it."""
+        return int(self._done[worker, 0]) == after
+
     def steps_done(self, worker: int) -> int:
         """How many steps a worker has done of the job that it is at."""
         return int(self._done[worker, 1])

@@ -23,6 +23,7 @@ from headrace.loader.grouping import JobSteps
 from headrace.loader.process_ahead import Job
 from headrace.loader.processes import Processes
 from headrace.loader.seeding import worker_seed
+from headrace.loader.tunables import restoring_code
 from tests.loader import works
 from tests.loader.stand_ins import WAITING_SECONDS
 from tests.loader.works import Doing, ahead_of, constant, done_by, in_hand, jobs_of, wait_until
@@ -130,6 +131,12 @@ def test_the_c_library_of_a_worker_is_tuned_and_its_environment_is_not(monkeypat
         assert f"GLIBC_TUNABLES={own or ''}".encode() in started_with
         assert b"glibc.cpu.x86_non_temporal_threshold=" in started_with
         processes.close()
+
+
+def test_a_c_library_that_takes_its_settings_out_of_the_environment_is_no_error(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    exec(restoring_code())
+    assert "GLIBC_TUNABLES" not in os.environ
 
 
 def test_what_is_no_text_among_the_paths_is_passed_over_as_imports_do(monkeypatch):

@@ -25,4 +25,5 @@ def tuned_environment() -> dict[str, str]:
 def restoring_code() -> str:
     """A line of Python that gives such a process this one's environment back, for what the user's code starts."""
     own = {name: value for name, value in os.environ.items() if name == _VARIABLE}
-    return f"import os; os.environ.pop({_VARIABLE!r}); os.environ.update({own!r})"
+    # glibc itself has removed it where the interpreter has privileges of its own
+    return f"import os; os.environ.pop({_VARIABLE!r}, None); os.environ.update({own!r})"

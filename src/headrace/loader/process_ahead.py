@@ -1,7 +1,8 @@
 """Batches that worker processes make before they are asked for: in order, bounded.
 
 Guarantees:
-- Batches come in the order of the steps, whichever process finishes first; an error comes at the place of its batch.
+- Batches come in the order of the steps, whichever process finishes first; an error comes at the place of its batch,
+  and what keeps all of a reply from coming, a death or a hang, at that of its job's first.
 - At most `max_groups` jobs, and about `max_bytes` bytes, are being worked on or wait to be taken; one always proceeds.
 - A process that dies is an error that says how, and on which batch; one that hangs is, with a `timeout`.
 - `ProcessAhead` belongs to one consumer, in whose thread all of it happens; `close` may be called from any thread, and

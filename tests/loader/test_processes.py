@@ -188,6 +188,22 @@ def handed_out(processes: Processes, **options: Any) -> int:
     return ahead
 
 
+def test_batches_of_a_job_that_takes_long_come_before_all_of_it_is_done(shared, tmp_path):
+    def take_long() -> int:
+        time.sleep(0.1)
+        return 0
+
+    def wait() -> int:
+        wait_until((tmp_path / "taken").exists)
+        return 2
+
+    jobs = jobs_of([take_long, constant(1), wait, constant(3), constant(4)], together=4)
+    passing = ahead_of(shared, jobs)
+    assert next(passing) == (0, 1)
+    (tmp_path / "taken").touch()
+    assert list(passing) == [(i, i + 1) for i in range(1, 5)]
+
+
 def test_jobs_hold_as_many_steps_as_take_a_worker_long_enough():
     steps = JobSteps(32, 1 << 20)
     assert steps.next == 1

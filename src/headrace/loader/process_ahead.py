@@ -2,7 +2,7 @@
 
 Guarantees:
 - Batches come in the order of the steps, whichever process finishes first; an error comes at the place of its batch,
-  and what keeps all of a reply from coming, a death or a hang, at that of its job's first.
+  and what keeps a reply from coming, a death or a hang, at that of the first one that the reply would have brought.
 - At most `max_groups` jobs, and about `max_bytes` bytes, are being worked on or wait to be taken; one always proceeds.
 - A process that dies is an error that says how, and on which batch; one that hangs is, with a `timeout`.
 - `ProcessAhead` belongs to one consumer, in whose thread all of it happens; `close` may be called from any thread, and
@@ -47,13 +47,17 @@ class Job(NamedTuple):
 
 
 class _Task:
-    """A job in the hands of a worker, after so many others; of none where it could not be had, with the error."""
+    """A job in the hands of a worker, after so many others; of none where it could not be had, with the error.
 
-    __slots__ = ("after", "bounds", "error", "number", "positions", "sample_ids", "was_sent", "worker")
+    Of its steps, the batches of the first `taken` have come.
+    """
+
+    __slots__ = ("after", "bounds", "error", "number", "positions", "sample_ids", "taken", "was_sent", "worker")
 
     def __init__(self, sample_ids: Ids, bounds: list[int], positions: list[int]) -> None:
         self.sample_ids, self.bounds, self.positions = sample_ids, bounds, positions
         self.number = self.worker = self.after = -1
+        self.taken = 0
         self.was_sent = False
         self.error: BaseException | None = None
 
@@ -148,7 +152,7 @@ class ProcessAhead:
                 busy[task.worker] -= 1
                 at_work += 1
             else:
-                batches += len(task.positions)
+                batches += len(task.positions) - task.taken
                 jobs += 1
         return jobs, at_work, batches * self._expected_bytes
 
@@ -182,7 +186,7 @@ class ProcessAhead:
         """Whether one more job may be handed out."""
         if self._has_all or not self._tasks:
             return not self._has_all
-        in_flight = sum(len(task.positions) for task in self._tasks) + self._job_steps.next
+        in_flight = sum(len(task.positions) - task.taken for task in self._tasks) + self._job_steps.next
         return (
             len(self._tasks) < self._max_groups
             and (self._max_steps is None or in_flight <= self._max_steps)
@@ -216,7 +220,7 @@ class ProcessAhead:
         worker = processes.workers[task.worker]
         task.after = worker.sent
         try:
-            task.was_sent = worker.send(task.number, self._seed, self._epoch, content)
+            task.was_sent = worker.send(task.number, self._seed, self._epoch, len(task.positions), content)
         except Exception as error:  # noqa: BLE001 (whatever a source reads may be impossible to send)
             error.add_note(f"while sending {listed_ids(task.sample_ids)} to {worker}")
             task.error = error
@@ -224,16 +228,20 @@ class ProcessAhead:
             worker.sent += 1
 
     def _take(self, task: _Task) -> None:
-        """Takes the batches of the oldest job, waiting for them."""
+        """Takes batches of the oldest job, waiting for them: all, or what there is of one that takes long."""
         reply = self._reply(task) if task.error is None else None
-        self._tasks.popleft()
         if reply is None:
+            self._tasks.popleft()
             self._error = task.error
             return
-        _, batches, notes, spent, error = reply
+        _, batches, notes, spent, error, is_done = reply
+        if is_done:
+            self._tasks.popleft()
         if self._recorder is not None:
             self._recorder(*spent)
-        self._batches.extend(zip(batches, task.positions, strict=error is None))
+        first, task.taken = task.taken, task.taken + len(batches)
+        self._batches.extend(zip(batches, task.positions[first : task.taken], strict=True))
+        assert task.taken == len(task.positions) or not is_done or error is not None
         self._notes_of.extend(notes)
         if batches:
             self._expected_bytes = self._step_bytes(batches[0])
@@ -241,7 +249,7 @@ class ProcessAhead:
         if error is not None:
             self._error = unpacked(error, str(self._processes.workers[task.worker]))
             if not error.notes:
-                self._error.add_note(f"while it worked on {self._named(task, len(batches))}")
+                self._error.add_note(f"while it worked on {self._named(task, task.taken)}")
 
     def _reply(self, task: _Task) -> tuple[Any, ...] | None:
         """The reply to a job; None where it can't be had, and the job has the error."""

@@ -1,10 +1,10 @@
 """A worker process: does jobs, one after the other, until the loader's process closes the channel or is gone.
 
-Messages are plain tuples. To a worker: `(number, seed, epoch, job)`, or `(number,)`: jobs before this one are not
-wanted any more. From it: `(None, None)` when it is ready to work or `(None, error)` when it can't begin; then, in the
-order of the jobs, `(number, batches, notes, spent, error)`: what was skipped for each batch and for the one that
-failed, what took how many seconds, and what ended the job early, a `PackedError` or None. The number is `ANY` where the
-job could not be unpickled.
+Messages are plain tuples. To a worker: `(number, seed, epoch, steps, job)`, or `(number,)`: jobs before this one are
+not wanted any more. From it: `(None, None)` when it is ready to work or `(None, error)` when it can't begin; then, in
+the order of the jobs, `(number, batches, notes, spent, error, is_done)`: what was skipped for each batch and for the
+one that failed, what took how many seconds, what ended the job early, a `PackedError` or None, and whether this is the
+last reply to the job. The number is `ANY` where the job could not be unpickled.
 
 Guarantees:
 - One thread receives, always, so that who sends never waits for long; the main thread does everything else: it alone
@@ -42,6 +42,7 @@ from headrace.metrics import Meter, Spent, metering, thread
 
 ANY: Final = -1  # the number of a reply to a job that did not arrive whole
 _PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives: the end of the socket may be held elsewhere
+_REPLY_SECONDS = 0.05  # when what there is of a job is sent, though further steps are to come
 _ENDING_SECONDS = 0.5  # what user code has to come to the end of a job that nobody waits for
 
 
@@ -55,7 +56,7 @@ class _Inbox:
     """What was received: jobs that wait, and which of them are still wanted."""
 
     def __init__(self, channel: Channel, parent: int) -> None:
-        self.jobs: SimpleQueue[tuple[int, int, int, Any] | _Refused | None] = SimpleQueue()
+        self.jobs: SimpleQueue[tuple[int, int, int, int, Any] | _Refused | None] = SimpleQueue()
         self.is_closed = False
         self.first_wanted = 0
         self._channel, self._parent = channel, parent
@@ -165,39 +166,47 @@ def _work(channel: Channel, inbox: _Inbox, work: Any, done: Array) -> None:
     with metering(Meter()):
         while (job := inbox.jobs.get()) is not None and not inbox.is_closed:
             if isinstance(job, _Refused):
-                channel.send((ANY, [], [], ({}, {}), job.error))
+                channel.send((ANY, [], [], ({}, {}), job.error, True))
             elif job[0] >= inbox.first_wanted:
                 _do(channel, inbox, work, job, done)
             done[:2] = done[0] + 1, 0
             del job  # the next one may be long in coming
 
 
-def _do(channel: Channel, inbox: _Inbox, work: Any, job: tuple[int, int, int, Any], done: Array) -> None:
-    """Does a job and sends its reply."""
+def _do(channel: Channel, inbox: _Inbox, work: Any, job: tuple[int, int, int, int, Any], done: Array) -> None:
+    """Does a job and sends its replies: one, or several if it takes long."""
     # in a frame of its own, which keeps no batch when it ends
-    number, seed, epoch, content = job
-    batches: list[Any] = []
-    notes: list[list[Any]] = []
-    error: PackedError | None = None
-    try:
-        for batch in work(seed, epoch, content):
-            batches.append(batch)
-            notes.append(work.take_notes())
-            done[1] = len(batches)
-            if inbox.is_closed or inbox.first_wanted > number:
-                break
-    except BaseException as raised:  # noqa: BLE001 (whatever it is, the loader's process shall see it)
-        error = packed(raised)
-    notes.append(work.take_notes())
-    spent = _spent()
-    try:
-        channel.send((number, batches, notes, spent, error))
-    except EOFError:
-        raise
-    except Exception as raised:  # noqa: BLE001 (user code may have made anything)
-        sendable, unsendable = _sendable(batches)
-        error = packed(raised) if unsendable is None else packed(unsendable)
-        channel.send((number, sendable, notes[: len(sendable) + 1], spent, error))
+    number, seed, epoch, steps, content = job
+    made = work(seed, epoch, content)
+    count, is_done = 0, False
+    while not is_done:
+        began = time.monotonic()
+        batches: list[Any] = []
+        notes: list[list[Any]] = []
+        error: PackedError | None = None
+        try:
+            for batch in made:
+                batches.append(batch)
+                notes.append(work.take_notes())
+                count += 1
+                done[1] = count
+                is_done = inbox.is_closed or inbox.first_wanted > number
+                if is_done or (count < steps and time.monotonic() - began >= _REPLY_SECONDS):
+                    break
+            else:
+                is_done = True
+        except BaseException as raised:  # noqa: BLE001 (whatever it is, the loader's process shall see it)
+            error, is_done = packed(raised), True
+        notes.append(work.take_notes())
+        spent = _spent()
+        try:
+            channel.send((number, batches, notes, spent, error, is_done))
+        except EOFError:
+            raise
+        except Exception as raised:  # noqa: BLE001 (user code may have made anything)
+            sendable, unsendable = _sendable(batches)
+            error, is_done = packed(raised if unsendable is None else unsendable), True
+            channel.send((number, sendable, notes[: len(sendable) + 1], spent, error, True))
 
 
 def _sendable(batches: list[Any]) -> tuple[list[Any], ArgumentError | None]:

@@ -13,14 +13,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from headrace.errors import ArgumentError, LoaderError, SampleError
+from headrace.loader import process_ahead
 from headrace.loader import processes as processes_module
 from headrace.loader.processes import Processes
+from tests.clock import HandClock
 from tests.loader.descriptors import descriptors, opened_since
 from tests.loader.stand_ins import WAITING_SECONDS
 from tests.loader.works import Doing, ahead_of, constant, done_by, in_hand, is_running, jobs_of, wait_until
@@ -411,25 +414,40 @@ def test_a_hang_is_an_error_that_shows_what_each_process_does_and_processes_end_
     assert processes.closed
 
 
-def test_a_time_limit_is_held_against_a_step_and_not_against_all_of_a_job(mortal, tmp_path):
+def test_a_time_limit_is_held_against_a_step_and_not_against_all_of_a_job(mortal, tmp_path, monkeypatch):
     def wait(number: int) -> int:
-        # 8 steps of 0.4 seconds each take longer than the limit together
-        while not (tmp_path / str(number)).exists():
-            time.sleep(0.01)
+        wait_until((tmp_path / str(number)).exists)
         return number
 
+    def look() -> float:
+        """Tells the time, of which a step takes 1.2 seconds."""
+        clock.pass_(0.4)
+        step = processes.steps_done(0)
+        looks.append(step)
+        if looks.count(step) == 3:
+            (tmp_path / str(step)).touch()
+            wait_until(lambda: processes.steps_done(0) != step)
+        return clock()
+
+    clock, looks = HandClock(), list[int]()
     processes = mortal()
     assert done_by(processes, constant(0)) == [0]
-    timers = [threading.Timer(0.4 * (i + 1), (tmp_path / str(i)).touch) for i in range(8)]
-    for timer in timers:
-        timer.start()
-    jobs = jobs_of([functools.partial(wait, i) for i in range(8)], together=8)
-    assert [batch for batch, _ in ahead_of(processes, jobs, timeout=2.0)] == list(range(8))
-    jobs = jobs_of([constant(0), functools.partial(wait, 8)], together=2)
-    with pytest.raises(LoaderError, match=r"no batch came within 0.3 seconds.*that of samples 1 of epoch 2"):
-        next(ahead_of(processes, jobs, timeout=0.3))
-    for timer in timers:
-        timer.join()
+    monkeypatch.setattr(process_ahead, "time", SimpleNamespace(monotonic=look))
+    monkeypatch.setattr(process_ahead, "_LOOK_SECONDS", 0.01)
+    began = clock()
+    jobs = jobs_of([functools.partial(wait, i) for i in range(6)], together=6)
+    assert [batch for batch, _ in ahead_of(processes, jobs, timeout=2.0)] == list(range(6))
+    assert clock() - began > 3 * 2.0
+
+    def look_later() -> float:
+        """Tells the time, which passes when the first step is done."""
+        clock.pass_(float(processes.steps_done(0)))
+        return clock()
+
+    monkeypatch.setattr(process_ahead, "time", SimpleNamespace(monotonic=look_later))
+    jobs = jobs_of([constant(0), functools.partial(wait, 6)], together=2)
+    with pytest.raises(LoaderError, match=r"no batch came within 1.5 seconds.*that of samples 1 of epoch 2"):
+        next(ahead_of(processes, jobs, timeout=1.5))
 
 
 def test_closing_from_another_thread_ends_the_wait_for_a_batch_and_a_busy_process(mortal):

@@ -327,7 +327,7 @@ def test_a_death_at_a_job_of_a_former_pass_names_no_step_of_this_one_as_begun(mo
     processes = mortal()
     former = ahead_of(processes, jobs_of([constant(0), constant(1), constant(2), die], together=2))
     assert next(former)[0] == 0
-    wait_until(lambda: processes.steps_done(0) == 1)
+    wait_until(lambda: processes.busy(0) == 1 and processes.steps_done(0) == 1)  # of the second job
     former.close()
     passing = ahead_of(processes, jobs_of([constant(0), constant(1)], together=2))
     opener = threading.Thread(target=lambda: (wait_until(lambda: in_hand(passing) == 1), gate.touch()))

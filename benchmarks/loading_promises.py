@@ -282,9 +282,11 @@ def stats_cost(where: Loading, *, num_workers: int) -> list[float]:
     It is the difference between two loaders over a source that costs nothing, one of which counts nothing: between the
     fastest of many short passes of each, since it is far less than what disturbs most of them.
     """
-    batches = max(8, round(200 * where.seconds))
+    batches = max(8, round(1000 * where.seconds))
     counting, silent = (_loader(ReadyRows(batches * BATCH_SIZE), num_workers) for _ in range(2))
-    silent._pipeline.recorder = _Silent()  # noqa: SLF001 (what is measured is its cost)
+    recorder = _Silent()
+    recorder.sample_bytes = silent._pipeline.recorder.sample_bytes  # noqa: SLF001 (it looks at batches no more often)
+    silent._pipeline.recorder = recorder  # noqa: SLF001 (what is measured is its cost)
     one_pass, silent_pass = (functools.partial(whole_pass, loader) for loader in (counting, silent))
     values = []
     for _ in range(where.repetitions):
@@ -311,7 +313,7 @@ class _Silent(Recorder):
     def asked(self) -> None:
         pass
 
-    def delivered(self, samples: int, nbytes: int) -> bool:  # noqa: ARG002 (not counted)
+    def delivered(self, samples: int, nbytes: int = 0) -> bool:  # noqa: ARG002 (not counted)
         return False
 
     def waited(self) -> None:

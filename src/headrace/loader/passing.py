@@ -15,6 +15,7 @@ from headrace.errors import StalePassError
 from headrace.loader.forks import Birth
 from headrace.loader.pipeline import Brought, Pipeline
 from headrace.loader.progress_bar import ProgressBar
+from headrace.loader.trees import bytes_of
 
 
 class Pass(Iterator[Any]):
@@ -64,7 +65,7 @@ class Pass(Iterator[Any]):
             if not self._delivery.is_plain:
                 batch = self._delivery.receive(batch)
             samples = steps.share_rows(position - self.position)
-            is_time = recorder.delivered(samples, self._pipeline.bytes_of(batch, samples))
+            is_time = recorder.delivered(samples, 0 if recorder.sample_bytes else bytes_of(batch))
             if position == self._last:  # some trainers never ask for more
                 self._close()
                 is_time = True

@@ -129,7 +129,7 @@ class Pipeline:
         # of a sample in a batch, where that is known without a look
         self._sample_bytes: int | None = None
         if is_fixed and not (code.is_by_sample or code.changes_batches or steps.pad_last or skipped is not None):
-            self._sample_bytes = self._batch_bytes // self.rows
+            self._sample_bytes = recorder.sample_bytes = self._batch_bytes // self.rows
         self._queues: list[weakref.ref[ReadAhead | ProcessAhead]] = []  # of the last pass; the first brings its batches
         pool, at_once = None, self._grouping.gathered_steps
         if not code.is_by_sample:
@@ -307,10 +307,6 @@ class Pipeline:
         if batch is None or self._sample_bytes is not None:
             return self._batch_bytes
         return max(bytes_of(batch), 1)
-
-    def bytes_of(self, batch: Any, samples: int) -> int:
-        """The bytes of a batch that was delivered."""
-        return bytes_of(batch) if self._sample_bytes is None else samples * self._sample_bytes
 
     def stats(self) -> Stats:
         """What was done so far, in all passes."""

@@ -41,6 +41,7 @@ class Recorder:
 
     Attributes:
         meter: What its threads are busy with.
+        sample_bytes: Of a sample in a batch, where all have as many; else 0, and `delivered` is told those of a batch.
     """
 
     # beyond thirty attributes an object without slots takes twice as long to change one
@@ -77,6 +78,7 @@ class Recorder:
         "_stats_seconds",
         "_wait",
         "meter",
+        "sample_bytes",
     )
 
     def __init__(
@@ -102,7 +104,7 @@ class Recorder:
             raise ArgumentError(f"on_stats: expected a function of (stats), got {on_stats!r}")
         if not isinstance(stats_seconds, int | float) or not stats_seconds > 0:
             raise ArgumentError(f"stats_seconds: expected more than 0 seconds, got {stats_seconds!r}")
-        self.meter = Meter()
+        self.meter, self.sample_bytes = Meter(), 0
         self._on_stats, self._stats_seconds, self._reads_here = on_stats, stats_seconds, reads_here
         self._cores = available_cores() if cores is None else cores
         self._clock = self.meter.clock(times_cpu=False)
@@ -150,26 +152,27 @@ class Recorder:
         given up, so that it counts nothing there when it is on here.
         """
         former = thread.clock
-        self._former = former if former is not None and former.is_on else None
+        if former is not None and former.is_on:
+            self._former, self._due = former, 0.0
         self._own += sum(self._clock.spent.seconds.values())
         self.meter.give_back(self._clock)
         clock = thread.clock = self._clock = self.meter.clock(times_cpu=False)
         return clock
 
-    def delivered(self, samples: int, nbytes: int) -> bool:
+    def delivered(self, samples: int, nbytes: int = 0) -> bool:
         """It gets one; returns whether `tell` is due."""
         now = perf_counter()
         self._wait += now - self._asked
         self._clock.is_on = False
-        if self._former is not None:
-            self._restore()
         self._batches += 1
         self._samples += samples
-        self._bytes += nbytes
+        if nbytes:
+            self._bytes += nbytes
         return now >= self._due and self._is_due(now)
 
     def _restore(self) -> None:
-        thread.clock, self._former = self._former, None
+        if self._former is not None:
+            thread.clock, self._former = self._former, None
 
     def waited(self) -> None:
         """It gets none: the pass is over, or failed."""
@@ -180,8 +183,7 @@ class Recorder:
             self._wait += now - self._asked
             clock.is_on = False
             clock.clear()
-            if self._former is not None:
-                self._restore()
+            self._restore()
 
     def ended(self) -> None:
         """The pass has ended, however it did; nothing where none is open."""
@@ -259,7 +261,8 @@ class Recorder:
             self._cpu_began = time.process_time()
 
     def _is_due(self, now: float) -> bool:
-        """Notes what is to be noted now and then; returns whether `tell` is due."""
+        """Does what is to be done now and then; returns whether `tell` is due."""
+        self._restore()
         if not self._is_open:
             return False
         if not self._is_begun:
@@ -301,7 +304,7 @@ class Recorder:
         return Mark(
             self._samples,
             self._batches,
-            self._bytes,
+            self._bytes + self._samples * self.sample_bytes,
             elapsed,
             wait,
             self._first_wait,

@@ -107,7 +107,8 @@ def _cached(remote: Remote) -> Iterator[tuple[list[Path], list[str], hr.Store]]:
     """The shards, their URLs, and a store with a cache of its own."""
     paths = remote.shards()
     with RangeServer(paths[0].parent) as server, tempfile.TemporaryDirectory(dir=remote.data_dir) as folder:
-        store = hr.Store(cache_dir=Path(folder) / "cache", max_requests=remote.requests)
+        cache_bytes = 2 * sum(path.stat().st_size for path in paths) + (64 << 20)  # whatever the disk has left
+        store = hr.Store(cache_dir=Path(folder) / "cache", cache_bytes=cache_bytes, max_requests=remote.requests)
         yield paths, [f"{server.url}/{path.name}" for path in paths], store
 
 

@@ -90,7 +90,12 @@ def _indexed(where: Tar, stored: Stored, index_dir: Path) -> Spent:
 
 def _unindexed(where: Tar, stored: Stored) -> Spent:
     with tempfile.TemporaryDirectory(dir=where.data_dir) as folder:
-        store = Store(cache_dir=Path(folder) / "cache", storage_options=stored.options, max_requests=where.requests)
+        store = Store(
+            cache_dir=Path(folder) / "cache",
+            cache_bytes=2 * stored.total_bytes + (64 << 20),
+            storage_options=stored.options,
+            max_requests=where.requests,
+        )
         before = Clock()
         tars = hr.TarDataset(stored.urls, columns=["npy", "cls"], store=store, index_dir=folder)
         _epoch(tars)

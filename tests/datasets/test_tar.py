@@ -416,7 +416,7 @@ def test_shards_that_are_streamed_come_in_file_order_and_are_not_to_be_shuffled(
 
 
 def test_shards_that_are_decompressed_into_the_cache_are_shuffled_as_plain_ones(compressed, tars, tmp_path):
-    store = hr.Store(cache_dir=tmp_path / "cache")
+    store = hr.Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
     dataset = hr.TarDataset(compressed, ["npy", "cls"], batch_size=7, shuffle=True, store=store)
     assert sorted(numbers(dataset)) == list(range(N))
     assert sorted(numbers(DataLoader(dataset, batch_size=None, num_workers=2))) == list(range(N))

@@ -568,7 +568,7 @@ def test_blocks_larger_than_what_is_held_are_read_again_for_their_checksums(buck
 
 def test_blocks_that_streamed_by_are_in_the_disk_cache(bucket, tmp_path):
     names = fill(bucket, count=8, payload_bytes=1 << 20)
-    store = Store(cache_dir=tmp_path / "cache")
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
     index = open_tar_index(names, store)
     assert index_files(tmp_path / "cache")
     before = store.counts()
@@ -583,7 +583,7 @@ def test_blocks_that_streamed_by_are_in_the_disk_cache(bucket, tmp_path):
 
 def test_a_block_larger_than_a_request_is_in_the_disk_cache_too(bucket, tmp_path):
     put(bucket, "big.tar", shard_bytes("x", count=2, payload_bytes=9 << 20))
-    store = Store(cache_dir=tmp_path / "cache")
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
     index = open_tar_index([f"{bucket}/big.tar"], store)
     before = store.counts()
     for shard, start, stop, crc in blocks(index):
@@ -674,13 +674,13 @@ def test_a_cut_object_is_an_error(bucket):
 
 def test_shards_come_from_an_s3_server(s3, tmp_path):
     urls = [s3.put("data", f"tar-shards/{name}.tar", shard_bytes(name, payload_bytes=100_000)) for name in "abc"]
-    store = Store(storage_options=s3.storage_options, cache_dir=tmp_path / "cache")
+    store, another = (
+        Store(storage_options=s3.storage_options, cache_dir=tmp_path / "cache", cache_bytes=256 << 20) for _ in range(2)
+    )
     index = open_tar_index(urls, store)
     assert keys(index) == ALL_KEYS
     before = store.counts()["requests"]
-    assert (
-        keys(open_tar_index(urls, Store(storage_options=s3.storage_options, cache_dir=tmp_path / "cache"))) == ALL_KEYS
-    )
+    assert keys(open_tar_index(urls, another)) == ALL_KEYS
     shard, start, stop, crc = blocks(index)[0]
     out = np.empty(stop - start, np.uint8)
     store.read_ranges([RangeRead(index.shards[shard], start, out, keep=True, crc32=crc)])
@@ -737,7 +737,7 @@ def test_compressed_shards_without_a_cache_are_refused_with_both_ways_out(folder
 
 def test_compressed_shards_are_decompressed_into_the_cache_while_they_are_scanned(folder, tmp_path, scanned):
     names = compress(folder)
-    store = Store(cache_dir=tmp_path / "cache")
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
     for _ in range(2):
         index = open_tar_index(names, store)
         assert keys(index) == ALL_KEYS
@@ -759,7 +759,7 @@ def test_large_blocks_of_compressed_shards_are_decompressed_again_for_their_chec
 
 def test_compressed_shards_are_not_kept_where_they_are_streamed(folder, tmp_path):
     names = compress(folder)
-    store = Store(cache_dir=tmp_path / "cache")
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
     assert keys(open_tar_index(names, store, compressed="stream")) == ALL_KEYS
     assert store.counts().get("cache_misses", 0) == 0
 

@@ -268,7 +268,7 @@ def test_a_store_s_cache_keeps_chunks_and_what_the_footers_say(proxy, tmp_path):
     urls = [f"{proxy.url}/part-{i}.parquet" for i in range(FILES)]
 
     def an_epoch() -> dict[str, int]:
-        store = hr.Store(patience=QUICK, cache_dir=tmp_path / "cache")
+        store = hr.Store(patience=QUICK, cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
         dataset = hr.ParquetDataset(urls, columns=["id", "x"], store=store)
         assert sorted(ids_of(hr.DataLoader(dataset, batch_size=100, shuffle=True))) == list(range(ROWS))
         return store.counts()

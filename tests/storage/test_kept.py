@@ -21,7 +21,7 @@ def url():
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(cache_dir=tmp_path / "cache")
+    return Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20)
 
 
 def part(source, start, stop, **options):
@@ -107,7 +107,8 @@ def test_what_cannot_be_made_is_an_error_and_not_kept(store):
 
 @pytest.mark.parametrize("verb", ["keep", "read_through"])
 def test_whoever_waits_for_a_process_that_is_at_the_block_can_be_cancelled(url, tmp_path, monkeypatch, verb):
-    store = Store(cache_dir=tmp_path / "cache", deadline_seconds=2)  # else it goes on without the block, after a minute
+    # With a deadline: else it goes on without the block, after a minute.
+    store = Store(cache_dir=tmp_path / "cache", cache_bytes=256 << 20, deadline_seconds=2)
     [source] = store.open([url])
     monkeypatch.setattr(cache, "take_lock", lambda _path: None)  # always another's
     wait = {

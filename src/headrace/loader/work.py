@@ -18,7 +18,7 @@ class Work(Protocol):
     """What a worker process does for each job."""
 
     def __call__(self, seed: int, epoch: int, job: Any) -> Iterator[object]:
-        """The job's batches, one for each of its steps."""
+        """The job's batches, one for each of its steps. Nothing is done, or fails, before the first is asked for."""
 
     def take_notes(self) -> list[tuple[int, str, str]]:
         """Samples skipped since the last call: their ids, their places, and what happened to them."""
@@ -47,7 +47,7 @@ class ReadAndFinish(_Noting):
     def __call__(self, seed: int, epoch: int, job: Group) -> Iterator[object]:
         """The batches of a group's steps."""
         source = self._source if self._seeding is None else self._seeding.seeded(self._source, seed, epoch)
-        return self._reader.over(source).read(seed, epoch, job)
+        yield from self._reader.over(source).read(seed, epoch, job)
 
 
 class Finish(_Noting):

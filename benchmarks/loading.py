@@ -60,6 +60,13 @@ def targets() -> Iterator[Target[Loading]]:
     yield Target(
         "foreign-of-torch", "the same with 2 / torch's DataLoader, 2 workers", 1.0, "x", loading_promises.foreign_torch
     )
+    yield Target(
+        "pictures-of-torch",
+        f"batches of {BATCH_SAMPLES} new arrays of 0.6 MB, 2 worker processes / torch's DataLoader, 2 workers",
+        None,
+        "x",
+        loading_promises.pictures_torch,
+    )
     for kind, what in WORKLOADS.items():
         yield Target(
             f"stall-{kind}",

@@ -110,6 +110,20 @@ class Burning(Dataset[tuple[torch.Tensor, int]]):
         return torch.full((16,), index, dtype=torch.float32), index
 
 
+class Pictures(Dataset[npt.NDArray[np.float32]]):
+    """A foreign dataset that makes an array of 0.6 MB for each sample, as a decoded picture is, by NumPy."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._stored = np.ones((3, 224, 224), np.float32)
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
+        return self._stored * np.float32(index)
+
+
 def turns_in(seconds: float) -> int:
     """How many turns of `Burning` take so long here, undisturbed."""
     return round(seconds * _TURNS / min(_seconds_of(_TURNS) for _ in range(_TRIES)))

@@ -21,6 +21,7 @@ from benchmarks.loading_datasets import (
     BATCH_SAMPLES,
     BATCH_SHAPE,
     Burning,
+    Pictures,
     ReadyBatches,
     ReadyRows,
     ready_batch,
@@ -186,6 +187,12 @@ def foreign_processes(where: Loading) -> list[float]:
 def foreign_torch(where: Loading) -> list[float]:
     """The rate of two worker processes over that of torch's DataLoader with two, likewise."""
     return _over(where.burning_in_two, _torch(where.burning, BURN_BATCH_SIZE), where.repetitions)
+
+
+def pictures_torch(where: Loading) -> list[float]:
+    """The same where each sample is a new array of 0.6 MB, and a batch of 64 is stacked from them."""
+    pictures = Pictures(max(8, round(20 * where.seconds)) * BATCH_SAMPLES)
+    return _over(_processes(pictures, BATCH_SAMPLES, 2), _torch(pictures, BATCH_SAMPLES), where.repetitions)
 
 
 def stall(where: Loading, *, kind: str) -> list[float]:

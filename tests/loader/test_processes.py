@@ -1,9 +1,12 @@
 """Worker processes: how they start and end, in which order batches come, and how many are made ahead."""
 
+import ctypes
 import functools
 import itertools
+import mmap
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ from headrace.loader.grouping import JobSteps
 from headrace.loader.process_ahead import Job
 from headrace.loader.processes import Processes
 from headrace.loader.seeding import worker_seed
-from headrace.loader.tunables import restoring_code
+from headrace.loader.tunables import keep_freed_memory, restoring_code
 from tests.loader import works
 from tests.loader.stand_ins import WAITING_SECONDS
 from tests.loader.works import Doing, ahead_of, constant, done_by, in_hand, jobs_of, wait_until
@@ -132,6 +136,54 @@ def test_the_c_library_of_a_worker_is_tuned_and_its_environment_is_not(monkeypat
         assert f"GLIBC_TUNABLES={own or ''}".encode() in started_with
         assert b"glibc.cpu.x86_non_temporal_threshold=" in started_with
         processes.close()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc, whose settings these are")
+def test_a_worker_uses_memory_again_that_user_code_has_freed(shared):
+    def faults() -> int:
+        def batch() -> int:
+            return sum(map(len, [b"x" * (6 << 20) for _ in range(8)]))
+
+        batch()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        sizes = [batch() for _ in range(3)]
+        assert sizes == [48 << 20] * 3
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = 3 * (48 << 20) // mmap.PAGESIZE
+    assert done_by(shared, faults)[0] < pages / 10
+
+
+@pytest.mark.parametrize(
+    ("own", "largest", "told"),
+    [
+        ({}, 1 << 30, [(-3, 1 << 30), (-1, 1 << 30)]),
+        ({}, 32 << 20, [(-3, 1 << 30), (-3, 32 << 20), (-1, 1 << 30)]),
+        ({}, 0, [(-3, 1 << 30), (-3, 32 << 20)]),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000"}, 1 << 30, []),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000"}, 1 << 30, []),
+    ],
+    ids=["a new version", "an old version", "another malloc", "the user's own", "the user's own tunable"],
+)
+def test_how_memory_is_kept_depends_on_the_c_library_and_the_user(monkeypatch, own, largest, told):
+    calls: list[tuple[int, int]] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        calls.append((parameter, value))
+        return int(parameter == -1 or value <= largest)
+
+    for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert calls == told
+
+
+def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    keep_freed_memory()
 
 
 def test_a_c_library_that_takes_its_settings_out_of_the_environment_is_no_error(monkeypatch):

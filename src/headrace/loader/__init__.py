@@ -8,7 +8,7 @@
       user_code    what was read -> finished batches (randomness, seeding: what the user's functions draw from)
       prefetch     threads that read ahead, in order and bounded
       process_ahead  the same with worker processes
-        processes    their start and end (worker_process: one of them, seen from here; tunables: how it copies)
+        processes    their start and end (worker_process: one of them, seen from here; tunables: its C library)
         worker       what they are like from inside (work: what they do; worker_info, remote_errors)
         parcel       what they start with
         channel      what goes to and fro; its arrays in reused shared memory (encoding, slots)

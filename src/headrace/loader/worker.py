@@ -37,6 +37,7 @@ from headrace.loader.parcel import unpack
 from headrace.loader.remote_errors import PackedError, packed
 from headrace.loader.seeding import seed_generators, worker_seed
 from headrace.loader.slots import map_memory
+from headrace.loader.tunables import keep_freed_memory
 from headrace.loader.worker_info import introduce
 from headrace.metrics import Meter, Spent, metering, thread
 
@@ -136,6 +137,7 @@ def _settle(trace_fd: int) -> None:
         signal.signal(number, lambda *_: None)
     faulthandler.enable(trace_fd)
     faulthandler.register(signal.SIGUSR1, trace_fd, all_threads=True)
+    keep_freed_memory()
     # as torch's workers: they are as many as there are cores to use
     torch.set_num_threads(1)
     for stream in (sys.stdout, sys.stderr):
